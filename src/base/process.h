@@ -1,0 +1,73 @@
+/*
+ * A command that never outlives what it depends on.
+ *
+ *   this process ──fork──> keeper ──fork, exec──> the command ──> its descendants
+ *
+ * The keeper is a small process that runs no user code and no libpq: it is the subreaper of the
+ * command and of all its descendants and watches, by poll(2) alone, the control socket to this
+ * process and the sockets of the sessions that hold the command's locks. When one of them hangs
+ * up (the session was terminated, this process was killed with SIGKILL, or is stopped while its
+ * session ends), the command and every descendant get SIGTERM, and SIGKILL after `grace`. Because
+ * the keeper has the watched sockets open, a lock whose holder was killed is freed by the server
+ * only when the command is gone.
+ *
+ * The same happens to what the command leaves behind when it ends: descendants do not outlive it.
+ * The command stays in this process's process group, so that a terminal's Ctrl-C, Ctrl-Z and input
+ * reach it as if it had been started without us.
+ */
+#ifndef LOCKKEEPER_BASE_PROCESS_H
+#define LOCKKEEPER_BASE_PROCESS_H
+
+#include "base/error.h"
+
+#include <stdint.h>
+
+typedef struct Process Process;
+
+typedef struct {
+    const char *const *argv; /* argv[0] is looked up in PATH; NULL-terminated */
+    const char *const *env;  /* whole environment as "NAME=value", NULL-terminated; NULL: ours */
+    const char *cwd;         /* NULL: ours */
+    int in, out, err;        /* descriptors that become 0, 1, 2; -1: inherited. Not closed here */
+    const int *watched;      /* sockets whose hang-up stops the command */
+    int watched_count;
+    int64_t grace_us; /* between SIGTERM and SIGKILL */
+} ProcessSpec;
+
+typedef enum {
+    PROCESS_RUNNING,
+    PROCESS_ENDED, /* the command and every descendant are gone */
+} ProcessState;
+
+typedef struct {
+    ProcessState state;
+    bool lost;        /* it was stopped because a watched socket hung up */
+    int exit_code;    /* 0..255 where it exited by itself; 128 + N where signal N ended it */
+    int signal;       /* N, or 0 */
+} ProcessStatus;
+
+/*
+ * Start a command. Returns when it has been executed, or could not be: then false, with *err set
+ * and *exec_errno the errno of execve (ENOENT: not found), 0 where something else failed.
+ */
+bool process_start(Process **process, const ProcessSpec *spec, int *exec_errno, Error *err);
+
+/* A descriptor that becomes readable when process_read has something new to say. */
+int process_fd(const Process *process);
+
+/* Read what is new, without waiting, into *status. */
+void process_read(Process *process, ProcessStatus *status);
+
+/* Pass a signal on to the command itself. */
+void process_signal(Process *process, int signo);
+
+/* SIGTERM to the command and all its descendants, SIGKILL after `grace`. Does not wait. */
+void process_stop(Process *process);
+
+/* The same with SIGKILL at once. Does not wait. */
+void process_kill(Process *process);
+
+/* Forget it; where it still runs, its descendants are killed at once. NULL is fine. */
+void process_free(Process *process);
+
+#endif
