@@ -117,6 +117,6 @@ bool duration_setting(int64_t us, const char *what, char *text, Error *err)
     ms = us / 1000 + (us % 1000 != 0);
     if (ms > INT32_MAX)
         return error_usage(err, "%s is longer than PostgreSQL can count (2147483647 ms)", what);
-    snprintf(text, DURATION_SETTING_SIZE, "%" PRId64, ms);
+    snprintf(text, DURATION_SETTING_SIZE, "%" PRId32, (int32_t)ms);
     return true;
 }

@@ -1,0 +1,93 @@
+#include "pg/errand.h"
+
+#include <errno.h>
+#include <pthread.h>
+#include <signal.h>
+#include <stdatomic.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/eventfd.h>
+#include <unistd.h>
+
+/* Shared by the two threads; the one that lets go last cleans up. */
+typedef struct {
+    void (*work)(void *);
+    void (*dispose)(void *);
+    void *argument;
+    int done_fd;
+    atomic_int users;
+    atomic_bool abandoned;
+} Errand;
+
+static void let_go(Errand *errand)
+{
+    if (atomic_fetch_sub(&errand->users, 1) > 1)
+        return;
+    if (atomic_load(&errand->abandoned))
+        errand->dispose(errand->argument);
+    close(errand->done_fd);
+    free(errand);
+}
+
+static void *errand_main(void *argument)
+{
+    Errand *errand = argument;
+    uint64_t one = 1;
+
+    errand->work(errand->argument);
+    (void)!write(errand->done_fd, &one, sizeof one);
+    let_go(errand);
+    return NULL;
+}
+
+/* Signals are for the main thread: its handlers know what a signal means. */
+static int start_thread(Errand *errand)
+{
+    pthread_attr_t attributes;
+    pthread_t thread;
+    sigset_t all, before;
+    int failure;
+
+    sigfillset(&all);
+    pthread_attr_init(&attributes);
+    pthread_attr_setdetachstate(&attributes, PTHREAD_CREATE_DETACHED);
+    pthread_sigmask(SIG_SETMASK, &all, &before);
+    failure = pthread_create(&thread, &attributes, errand_main, errand);
+    pthread_sigmask(SIG_SETMASK, &before, NULL);
+    pthread_attr_destroy(&attributes);
+    return failure;
+}
+
+WaitEnd errand_run(void (*work)(void *), void (*dispose)(void *), void *argument,
+                   int64_t deadline_us, WaitMode mode, Error *err)
+{
+    Errand *errand = calloc(1, sizeof *errand);
+    struct pollfd done = {.events = POLLIN};
+    int failure;
+    WaitEnd end;
+
+    if (errand == NULL) {
+        dispose(argument);
+        error_set(err, ERROR_CONNECTION, "out of memory");
+        return WAIT_DEADLINE;
+    }
+    errand->work = work;
+    errand->dispose = dispose;
+    errand->argument = argument;
+    errand->done_fd = eventfd(0, EFD_CLOEXEC);
+    atomic_init(&errand->users, 2);
+    failure = errand->done_fd < 0 ? errno : start_thread(errand);
+    if (failure != 0) {
+        atomic_store(&errand->users, 1);
+        atomic_store(&errand->abandoned, true);
+        let_go(errand);
+        error_set(err, ERROR_CONNECTION, "cannot start a thread: %s", strerror(failure));
+        return WAIT_DEADLINE;
+    }
+    done.fd = errand->done_fd;
+    end = wait_for(&done, 1, deadline_us, mode);
+    if (end != WAIT_READY)
+        atomic_store(&errand->abandoned, true);
+    let_go(errand);
+    return end;
+}

@@ -1,0 +1,190 @@
+/*
+ * A session: one connection to PostgreSQL, what runs on it, and what would be lost with it.
+ *
+ * A session is made unopened and connects when it is first used. It is never silently reconnected:
+ * once the connection broke, every use fails ("lock_lost" where it held a lock, else "connection")
+ * until session_reconnect. One caller at a time: a second one gets a usage error.
+ *
+ * Functions return false or NULL with *err set. Results belong to the caller (PQclear).
+ */
+#ifndef LOCKKEEPER_PG_SESSION_H
+#define LOCKKEEPER_PG_SESSION_H
+
+#include "base/error.h"
+#include "pg/statement.h"
+#include "pg/wait.h"
+
+#include <libpq-fe.h>
+#include <stdbool.h>
+#include <stdint.h>
+
+typedef enum { POOLER_UNKNOWN, POOLER_SESSION } PoolerPromise;
+
+/* What ends with the session, or with its transaction: a lock. Lives in the lock's own memory. */
+typedef struct SessionHold {
+    struct SessionHold *next, *previous;
+    struct Session *session; /* NULL: no longer held, or the session has gone */
+    bool in_transaction;     /* ends with the transaction */
+    bool orphan;             /* nobody else refers to it: the session frees it */
+    char name[64];           /* for messages */
+} SessionHold;
+
+/* What the session does at this moment, so that a second user is refused. */
+typedef enum {
+    SESSION_FREE,
+    SESSION_BUSY,
+    SESSION_STREAMS,
+    SESSION_COPIES_IN,
+    SESSION_COPIES_OUT,
+} SessionActivity;
+
+typedef enum {
+    DEFER_USABLE, /* once the transaction has not failed any more, or is over */
+    DEFER_IDLE,   /* once no transaction is open */
+} DeferUntil;
+
+typedef struct Deferred Deferred;
+
+/* Read-only outside src/pg. */
+typedef struct Session {
+    char *conninfo;
+    char *name; /* for `using`; may be NULL */
+    char *application;
+    PoolerPromise promise;
+
+    PGconn *conn; /* NULL: not open */
+    bool lost;    /* the connection broke; `loss` says why */
+    Error loss;
+    int pid;            /* of the backend */
+    int server_version; /* server_version_num, e.g. 150018 */
+    bool in_recovery;
+    bool pooled; /* statements may reach different backends: nothing of a session is kept */
+
+    SessionActivity activity;
+    WaitMode mode;       /* of what is under way */
+    int64_t deadline_us; /* set once an interrupt came: give up then */
+    bool cancelled;      /* what is under way was cancelled because of an interrupt */
+    StatementCache cache;
+    SessionHold holds; /* ring with this as its anchor */
+    Deferred *deferred;
+    bool deferring;
+    uint64_t transactions[32]; /* the open blocks' serial numbers, outermost first */
+    bool savepoints[32];       /* is block i a savepoint? */
+    int depth;
+    uint64_t serials;
+    bool in_block; /* a transaction was open when the last statement ended */
+    uint64_t era;  /* grows when a transaction block ends: "is it still the same one?" */
+} Session;
+
+/* `name` may be NULL. NULL where memory ran out. */
+Session *session_new(const char *conninfo, const char *name, const char *application,
+                     PoolerPromise promise);
+
+/* Close and free. NULL is fine. */
+void session_free(Session *session);
+
+/* Connect unless it is connected. Asks what it is connected to and sets what a lock needs. */
+bool session_open(Session *session, Error *err);
+
+/* End the connection and with it every lock; it opens again at its next use. */
+void session_close(Session *session);
+
+/* Close and open again. */
+bool session_reconnect(Session *session, Error *err);
+
+/* Has the session the right to session-level state: no pooler between, or one that keeps it? */
+bool session_keeps_state(const Session *session);
+
+/* PQtransactionStatus: PQTRANS_IDLE (also where it is not open), PQTRANS_INTRANS, … */
+PGTransactionStatusType session_transaction(const Session *session);
+
+/* ---- statements ---------------------------------------------------------------------------- */
+
+/*
+ * One statement with parameters. Tuples or a command's result. In WAIT_CLEANUP mode, which is for
+ * giving back, an interrupt does not end it; the server then has some seconds left to answer.
+ */
+PGresult *session_query(Session *session, const Statement *statement, WaitMode mode, Error *err);
+
+/*
+ * Several, in one round trip. `results` has room for `count`; each is set, NULL or PGRES_FATAL_ERROR
+ * or PGRES_PIPELINE_ABORTED where it failed. False with the first error; the caller clears all.
+ */
+bool session_pipeline(Session *session, const Statement *statements, int count,
+                      PGresult **results, WaitMode mode, Error *err);
+
+/* session_pipeline for commands whose results do not matter. At most SESSION_COMMANDS_MAX. */
+enum { SESSION_COMMANDS_MAX = 8 };
+bool session_commands(Session *session, const Statement *statements, int count, WaitMode mode,
+                      Error *err);
+
+/* A text without parameters, possibly of several statements. The last one's result. */
+PGresult *session_script(Session *session, const char *sql, Error *err);
+
+/* The same, with the result thrown away. */
+bool session_run(Session *session, const char *sql, WaitMode mode, Error *err);
+
+/*
+ * The parameter types that the server infers for a text (one round trip). `types` has room for
+ * `count`; their number must agree.
+ */
+bool session_parameter_types(Session *session, const char *sql, const Oid *given, Oid *types,
+                             int count, Error *err);
+
+/* Set *err from a failed result, and note what it means for the session. Returns false. */
+bool session_result_error(Session *session, const PGresult *result, const char *sql, Error *err);
+
+/* ---- streams --------------------------------------------------------------------------------- */
+
+/* Start a statement whose rows come one by one. */
+bool session_stream(Session *session, const Statement *statement, Error *err);
+
+/* The next row (one tuple), or NULL: with *done at the end, without it after an error. */
+PGresult *session_stream_next(Session *session, bool *done, Error *err);
+
+/* Read what is left of it. Harmless where it has ended. */
+void session_stream_drain(Session *session);
+
+/* COPY … FROM STDIN: start, put pieces, end (with an `abort` reason: nothing is copied). */
+bool session_copy_in(Session *session, const char *sql, Error *err);
+bool session_copy_put(Session *session, const char *data, size_t length, Error *err);
+
+/* COPY … TO STDOUT: start, get pieces (PQfreemem; NULL at the end or on error). */
+bool session_copy_out(Session *session, const char *sql, Error *err);
+char *session_copy_get(Session *session, size_t *length, Error *err);
+
+/* End either. *rows: how many were copied. */
+bool session_copy_end(Session *session, const char *abort, int64_t *rows, Error *err);
+
+/* ---- transactions ---------------------------------------------------------------------------- */
+
+/* BEGIN with `options` ("ISOLATION LEVEL … READ ONLY", may be ""), or a savepoint inside one. */
+bool session_begin(Session *session, const char *options, uint64_t *serial, Error *err);
+
+/* Is this block still open? */
+bool session_block_is_open(const Session *session, uint64_t serial);
+
+/* End it and all inside it. Committing a block that has failed is an error, and rolls it back. */
+bool session_commit(Session *session, uint64_t serial, Error *err);
+bool session_rollback(Session *session, uint64_t serial, Error *err);
+
+/* ---- notifications --------------------------------------------------------------------------- */
+
+/* Wait for one. NULL without *err (kind ERROR_NONE): the deadline passed. PQfreemem it. */
+PGnotify *session_notification(Session *session, int64_t deadline_us, Error *err);
+
+/* ---- what would be lost ---------------------------------------------------------------------- */
+
+void session_hold(Session *session, SessionHold *hold);
+void session_let_go(SessionHold *hold);
+
+/*
+ * Run a statement as soon as the session can take it (at once if it can now), because now its
+ * transaction has failed, or is open. `sql` is a constant; `values` (at most 2) are copied. `done`
+ * is called with its result (NULL: it failed, or will never run since the session ended).
+ */
+bool session_defer(Session *session, DeferUntil until, const char *sql, const Oid *types,
+                   const char *const *values, int count,
+                   void (*done)(void *context, const PGresult *result), void *context);
+
+#endif

@@ -1,0 +1,72 @@
+/*
+ * A statement to send, and what a session remembers of the statements it has sent.
+ *
+ * A statement is prepared on the server when it is sent for the second time. At most
+ * STATEMENT_CACHE_SIZE are kept a session; the one not used for longest gives way.
+ */
+#ifndef LOCKKEEPER_PG_STATEMENT_H
+#define LOCKKEEPER_PG_STATEMENT_H
+
+#include <libpq-fe.h>
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+typedef struct {
+    const char *sql; /* one statement */
+    int count;       /* of parameters */
+    const Oid *types;
+    const char *const *values;
+    const int *lengths; /* NULL where all are text */
+    const int *formats; /* NULL: all text */
+    bool unprepared;    /* never prepare it: it must work whatever was deallocated */
+    bool sync;          /* in a pipeline: an error stops what follows only up to here */
+} Statement;
+
+enum {
+    STATEMENT_CACHE_SIZE = 64,
+    STATEMENT_NAME_SIZE = 32,
+    STATEMENT_SQL_MAX = 16384, /* longer texts are sent as they are, each time */
+    STATEMENT_TYPES_MAX = 64,
+};
+
+typedef struct {
+    char *sql; /* owned; NULL: a free place */
+    size_t sql_length;
+    Oid *types; /* owned */
+    int count;
+    bool prepared;
+    bool suspect;      /* its plan may be outdated by DDL or gone: send it unprepared */
+    uint64_t number;   /* its name is "lockkeeper_<number>" */
+    uint64_t last_use;
+} CachedStatement;
+
+typedef struct {
+    CachedStatement places[STATEMENT_CACHE_SIZE];
+    uint64_t clock;
+    uint64_t names;
+    uint64_t garbage[STATEMENT_CACHE_SIZE]; /* prepared on the server, to be deallocated */
+    int garbage_count;
+} StatementCache;
+
+/*
+ * The statement's place, made where there is none; *seen_before tells which. NULL where it is not
+ * to be kept (unprepared, too long, out of memory). Valid until the next call.
+ */
+CachedStatement *statement_cache_find(StatementCache *cache, const Statement *statement,
+                                      bool *seen_before);
+
+/* Give it a new name, to be prepared under. */
+void statement_cache_rename(StatementCache *cache, CachedStatement *cached);
+void statement_name(uint64_t number, char name[STATEMENT_NAME_SIZE]);
+
+/* After DDL: plans may be outdated. They are sent unprepared until they could be deallocated. */
+void statement_cache_suspect(StatementCache *cache, CachedStatement *cached);
+void statement_cache_suspect_all(StatementCache *cache);
+
+/* After DEALLOCATE ALL, DISCARD ALL or a new connection: nothing is prepared any more. */
+void statement_cache_forget(StatementCache *cache);
+
+void statement_cache_free(StatementCache *cache);
+
+#endif

@@ -1,0 +1,192 @@
+#include "pg/exchange.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+bool session_stream(Session *session, const Statement *statement, Error *err)
+{
+    if (!exchange_enter(session, SESSION_STREAMS, WAIT_NORMAL, err))
+        return false;
+    if (exchange_send(session, statement) && PQsetSingleRowMode(session->conn) == 1)
+        return true;
+    exchange_broke(session, err);
+    exchange_leave(session);
+    return false;
+}
+
+PGresult *session_stream_next(Session *session, bool *done, Error *err)
+{
+    PGresult *result;
+
+    *done = false;
+    if (session->activity != SESSION_STREAMS) {
+        *done = true;
+        return NULL;
+    }
+    if (exchange_receive(session, &result, err)) {
+        if (result != NULL && PQresultStatus(result) == PGRES_SINGLE_TUPLE)
+            return result;
+        /* The last result tells the end, a command without rows, or an error. */
+        *done = result == NULL || exchange_check(session, result, NULL, err);
+        PQclear(result);
+        exchange_drain(session);
+    }
+    exchange_leave(session);
+    return NULL;
+}
+
+void session_stream_drain(Session *session)
+{
+    if (session->activity != SESSION_STREAMS)
+        return;
+    exchange_drain(session);
+    exchange_leave(session);
+}
+
+static bool start_copy(Session *session, const char *sql, SessionActivity direction, Error *err)
+{
+    PGresult *result = NULL;
+    bool in = direction == SESSION_COPIES_IN;
+    ExecStatusType status;
+
+    if (!exchange_enter(session, direction, WAIT_NORMAL, err))
+        return false;
+    if (PQsendQuery(session->conn, sql) != 1) {
+        exchange_broke(session, err);
+        goto failed;
+    }
+    if (!exchange_receive(session, &result, err))
+        goto failed;
+    status = PQresultStatus(result);
+    if (status == (in ? PGRES_COPY_IN : PGRES_COPY_OUT)) {
+        PQclear(result);
+        return true;
+    }
+    if (status == PGRES_FATAL_ERROR)
+        exchange_check(session, result, sql, err);
+    else
+        error_usage(err, "the statement is not a COPY … %s", in ? "FROM STDIN" : "TO STDOUT");
+    exchange_drain(session);
+failed:
+    PQclear(result);
+    exchange_leave(session);
+    return false;
+}
+
+bool session_copy_in(Session *session, const char *sql, Error *err)
+{
+    return start_copy(session, sql, SESSION_COPIES_IN, err);
+}
+
+bool session_copy_out(Session *session, const char *sql, Error *err)
+{
+    return start_copy(session, sql, SESSION_COPIES_OUT, err);
+}
+
+/* Wait until libpq has room for more; a server that gave up shows when the copy ends. */
+static bool wait_for_room(Session *session, Error *err)
+{
+    while (PQflush(session->conn) > 0) {
+        if (!exchange_wait(session, err))
+            return false;
+    }
+    return true;
+}
+
+bool session_copy_put(Session *session, const char *data, size_t length, Error *err)
+{
+    enum { PIECE = 1 << 20 };
+
+    while (length > 0) {
+        int piece = length > PIECE ? PIECE : (int)length;
+        int sent = PQputCopyData(session->conn, data, piece);
+
+        if (sent < 0)
+            return exchange_broke(session, err);
+        if (sent > 0) {
+            data += piece;
+            length -= (size_t)piece;
+        }
+        if (!wait_for_room(session, err))
+            return false;
+    }
+    return true;
+}
+
+char *session_copy_get(Session *session, size_t *length, Error *err)
+{
+    char *data = NULL;
+    int got;
+
+    error_clear(err);
+    while ((got = PQgetCopyData(session->conn, &data, 1)) == 0) {
+        if (!exchange_wait(session, err))
+            return NULL;
+    }
+    if (got > 0) {
+        *length = (size_t)got;
+        return data;
+    }
+    return NULL; /* the end, or an error that session_copy_end reads */
+}
+
+bool session_copy_end(Session *session, const char *abort, int64_t *rows, Error *err)
+{
+    PGresult *result = NULL;
+    bool ok = false;
+
+    *rows = 0;
+    error_clear(err);
+    if (session->lost) {
+        *err = session->loss;
+        goto out;
+    }
+    while (session->activity == SESSION_COPIES_IN && PQputCopyEnd(session->conn, abort) == 0) {
+        if (!wait_for_room(session, err))
+            goto out;
+    }
+    /* A COPY out that was left early still has data on its way. */
+    if (!exchange_receive(session, &result, err))
+        goto out;
+    if (PQresultStatus(result) == PGRES_COPY_OUT) {
+        PQclear(result);
+        result = NULL;
+        exchange_drain(session);
+        ok = !session->lost;
+        goto out;
+    }
+    ok = exchange_check(session, result, NULL, err);
+    if (ok)
+        *rows = strtoll(PQcmdTuples(result), NULL, 10);
+    exchange_drain(session);
+    ok = ok && !session->lost;
+out:
+    PQclear(result);
+    exchange_leave(session);
+    return ok;
+}
+
+PGnotify *session_notification(Session *session, int64_t deadline_us, Error *err)
+{
+    PGnotify *notification = NULL;
+
+    if (!exchange_enter(session, SESSION_BUSY, WAIT_NORMAL, err))
+        return NULL;
+    while ((notification = PQnotifies(session->conn)) == NULL) {
+        struct pollfd socket = {.fd = PQsocket(session->conn), .events = POLLIN};
+        WaitEnd end = wait_for(&socket, 1, deadline_us, WAIT_NORMAL);
+
+        if (end == WAIT_DEADLINE)
+            break;
+        if (end == WAIT_INTERRUPTED) {
+            wait_interrupted_error(err);
+            break;
+        }
+        if (PQconsumeInput(session->conn) == 0) {
+            exchange_broke(session, err);
+            break;
+        }
+    }
+    exchange_leave(session);
+    return notification;
+}

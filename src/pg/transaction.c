@@ -1,0 +1,210 @@
+#include "pg/exchange.h"
+
+#include "base/log.h"
+
+#include <inttypes.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+enum {
+    BLOCKS_MAX = sizeof((Session *)0)->transactions / sizeof((Session *)0)->transactions[0],
+    DEFERRED_VALUES = 2,
+};
+
+/* ---- blocks ---------------------------------------------------------------------------------- */
+
+/* The savepoint of a block; also what the statements that end it begin with. */
+static void block_sql(char *sql, size_t size, const char *verb, uint64_t serial)
+{
+    snprintf(sql, size, "%s lockkeeper_%" PRIu64, verb, serial);
+}
+
+static int block_depth(const Session *session, uint64_t serial)
+{
+    for (int i = 0; i < session->depth; i++) {
+        if (session->transactions[i] == serial)
+            return i;
+    }
+    return -1;
+}
+
+bool session_block_is_open(const Session *session, uint64_t serial)
+{
+    return block_depth(session, serial) >= 0;
+}
+
+bool session_begin(Session *session, const char *options, uint64_t *serial, Error *err)
+{
+    uint64_t number = ++session->serials;
+    bool nested = session_transaction(session) != PQTRANS_IDLE;
+    char sql[256];
+
+    if (session->depth >= BLOCKS_MAX)
+        return error_usage(err, "transactions are nested deeper than %d", BLOCKS_MAX);
+    if (nested && options[0] != '\0')
+        return error_usage(err, "a transaction is open: isolation, read_only and deferrable belong "
+                                "to the outermost one");
+    if (nested)
+        block_sql(sql, sizeof sql, "SAVEPOINT", number);
+    else
+        snprintf(sql, sizeof sql, "BEGIN %s", options);
+    if (!session_run(session, sql, WAIT_NORMAL, err))
+        return false;
+    session->transactions[session->depth] = number;
+    session->savepoints[session->depth++] = nested;
+    *serial = number;
+    return true;
+}
+
+static bool already_over(Error *err)
+{
+    return error_usage(err, "the transaction is already over");
+}
+
+bool session_rollback(Session *session, uint64_t serial, Error *err)
+{
+    int depth = block_depth(session, serial);
+    char rollback[64];
+    char release[64];
+
+    if (depth < 0)
+        return already_over(err);
+    session->depth = depth; /* whatever comes: nobody can do more to this block */
+    if (!session->savepoints[depth])
+        return session_run(session, "ROLLBACK", WAIT_CLEANUP, err);
+    block_sql(rollback, sizeof rollback, "ROLLBACK TO", serial);
+    block_sql(release, sizeof release, "RELEASE", serial);
+    return session_run(session, rollback, WAIT_CLEANUP, err) &&
+           session_run(session, release, WAIT_CLEANUP, err);
+}
+
+bool session_commit(Session *session, uint64_t serial, Error *err)
+{
+    int depth = block_depth(session, serial);
+    char release[64];
+
+    if (depth < 0)
+        return already_over(err);
+    if (session_transaction(session) == PQTRANS_INERROR) {
+        if (!session_rollback(session, serial, err))
+            return false;
+        error_set(err, ERROR_SQL, "the transaction had failed: it was rolled back, not committed");
+        text_copy(err->sqlstate, sizeof err->sqlstate, "25P02");
+        return false;
+    }
+    if (!session->savepoints[depth]) {
+        if (!session_run(session, "COMMIT", WAIT_NORMAL, err))
+            return false;
+        session->depth = 0;
+        return true;
+    }
+    block_sql(release, sizeof release, "RELEASE", serial);
+    if (!session_run(session, release, WAIT_NORMAL, err))
+        return false;
+    session->depth = depth;
+    return true;
+}
+
+/* ---- what must wait for the transaction ------------------------------------------------------- */
+
+struct Deferred {
+    struct Deferred *next;
+    DeferUntil until;
+    const char *sql;
+    int count;
+    Oid types[DEFERRED_VALUES];
+    char values[DEFERRED_VALUES][64];
+    void (*done)(void *context, const PGresult *result);
+    void *context;
+};
+
+static bool can_run(const Session *session, const Deferred *deferred)
+{
+    switch (session_transaction(session)) {
+    case PQTRANS_IDLE:
+        return true;
+    case PQTRANS_INTRANS:
+        return deferred->until == DEFER_USABLE;
+    default:
+        return false;
+    }
+}
+
+static void run_one(Session *session, Deferred *deferred)
+{
+    const char *values[DEFERRED_VALUES] = {deferred->values[0], deferred->values[1]};
+    Statement statement = {
+        .sql = deferred->sql,
+        .count = deferred->count,
+        .types = deferred->types,
+        .values = values,
+        .unprepared = true,
+    };
+    Error err;
+    PGresult *result = session_query(session, &statement, WAIT_CLEANUP, &err);
+    if (result == NULL)
+        log_printf(LOG_WARNING, "what had to wait for the end of the transaction failed: %s",
+                   err.message);
+    deferred->done(deferred->context, result);
+    PQclear(result);
+    free(deferred);
+}
+
+bool session_defer(Session *session, DeferUntil until, const char *sql, const Oid *types,
+                   const char *const *values, int count,
+                   void (*done)(void *context, const PGresult *result), void *context)
+{
+    Deferred *deferred = calloc(1, sizeof *deferred);
+    Deferred **end = &session->deferred;
+
+    if (deferred == NULL)
+        return false;
+    deferred->until = until;
+    deferred->sql = sql;
+    deferred->count = count;
+    deferred->done = done;
+    deferred->context = context;
+    for (int i = 0; i < count; i++) {
+        deferred->types[i] = types[i];
+        text_copy(deferred->values[i], sizeof deferred->values[i], values[i]);
+    }
+    while (*end != NULL)
+        end = &(*end)->next;
+    *end = deferred;
+    return true;
+}
+
+void deferred_run(Session *session)
+{
+    Deferred **place = &session->deferred;
+
+    if (session->deferring) /* run_one's own exchange ends here too */
+        return;
+    session->deferring = true;
+    while (*place != NULL) {
+        Deferred *deferred = *place;
+
+        if (session->lost || !can_run(session, deferred)) {
+            place = &deferred->next;
+            continue;
+        }
+        *place = deferred->next;
+        run_one(session, deferred);
+        place = &session->deferred; /* it may have changed the list */
+    }
+    session->deferring = false;
+    if (session->lost)
+        deferred_drop(session);
+}
+
+void deferred_drop(Session *session)
+{
+    while (session->deferred != NULL && !session->deferring) {
+        Deferred *deferred = session->deferred;
+
+        session->deferred = deferred->next;
+        deferred->done(deferred->context, NULL);
+        free(deferred);
+    }
+}

@@ -1,0 +1,64 @@
+/*
+ * The one way to wait: on descriptors, until a deadline, unless interrupted.
+ *
+ * Whoever waits lets the others go on. A fiber is a strand of C (and so of Lua) with a stack of
+ * its own, in the same thread; `wait_for` in one of them runs the fibers that are ready, and polls
+ * for all of them together when none is. Code on a fiber therefore waits in plain, blocking style:
+ * nothing above this file has to be written in two halves. With one fiber, the main one, a wait is
+ * one ppoll(2).
+ *
+ * An interrupt (a signal such as Ctrl-C) ends every wait, now and from then on, except those in
+ * WAIT_CLEANUP mode, which are for giving locks back and must bring a deadline of their own.
+ */
+#ifndef LOCKKEEPER_PG_WAIT_H
+#define LOCKKEEPER_PG_WAIT_H
+
+#include "base/clock.h"
+#include "base/error.h"
+
+#include <poll.h>
+#include <stdbool.h>
+#include <stdint.h>
+
+typedef enum { WAIT_NORMAL, WAIT_CLEANUP } WaitMode;
+typedef enum { WAIT_READY, WAIT_DEADLINE, WAIT_INTERRUPTED } WaitEnd;
+
+/*
+ * Wait until a descriptor is ready (its revents are set), or the monotonic clock is at
+ * `deadline_us` (CLOCK_NEVER: no limit), or an interrupt came. `count` may be 0: a sleep.
+ */
+WaitEnd wait_for(struct pollfd *fds, nfds_t count, int64_t deadline_us, WaitMode mode);
+
+/* *err for a wait that was interrupted: kind "cancelled", naming the signal. Returns false. */
+bool wait_interrupted_error(Error *err);
+
+/* Make interrupts possible: call once, before a handler may call wait_interrupt. */
+bool wait_enable_interrupt(Error *err);
+
+/* Interrupt all waits because of a signal. Safe in a signal handler. */
+void wait_interrupt(int signo);
+
+/* The signal that interrupted, or 0. */
+int wait_interrupted(void);
+
+/* Would a WAIT_NORMAL wait of the caller end at once as interrupted? */
+bool wait_is_interrupted(void);
+
+/*
+ * For a program whose signal handlers are not ours (stock lua5.4): `check` is asked whenever a
+ * signal woke a wait; where it answers true, that one wait ends as interrupted.
+ */
+void wait_set_check(bool (*check)(void));
+
+typedef struct Fiber Fiber;
+
+/* Start a fiber that runs `run(argument)`; it first runs when the caller waits. */
+bool fiber_start(Fiber **fiber, void (*run)(void *), void *argument, Error *err);
+
+/* End its wait, and every further one but WAIT_CLEANUP's, as interrupted. */
+void fiber_cancel(Fiber *fiber);
+
+/* Wait, uninterruptibly, until it has ended; then free it. */
+void fiber_join(Fiber *fiber);
+
+#endif
