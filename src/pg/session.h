@@ -24,6 +24,7 @@ typedef enum { POOLER_UNKNOWN, POOLER_SESSION } PoolerPromise;
 typedef struct SessionHold {
     struct SessionHold *next, *previous;
     struct Session *session; /* NULL: no longer held, or the session has gone */
+    const char *kind;        /* one constant a kind of lock, told apart by its address */
     bool in_transaction;     /* ends with the transaction */
     bool orphan;             /* nobody else refers to it: the session frees it */
     char name[64];           /* for messages */

@@ -1,0 +1,498 @@
+#include "locks/advisory.h"
+
+#include "base/duration.h"
+#include "base/log.h"
+
+#include <inttypes.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+/* ---- SQL ------------------------------------------------------------------------------------- */
+
+/* Every statement for one kind of lock; the row says shared or not, and one key or two. */
+typedef struct {
+    const char *try;     /* $1 [, $2]: true where it was had */
+    const char *wait;    /* the same: true where there was a wait */
+    const char *timed;   /* …, last parameter: lock_timeout in ms */
+    const char *release; /* true where it was held */
+} AdvisorySql;
+
+/*
+ * lock_timeout is touched only when there is a wait, and for the statement's own transaction, so
+ * that it undoes itself on success and on error.
+ */
+#define TRY_CALL(f, args)  "pg_catalog.pg_try_advisory_" f "(" args ")"
+#define WAIT_CALL(f, args)                                                                         \
+    "pg_catalog.pg_advisory_" f "(" args ")::pg_catalog.text OPERATOR(pg_catalog.=) ''"
+#define TRY_SQL(f, args)   "SELECT " TRY_CALL(f, args)
+#define WAIT_SQL(f, args)  "SELECT CASE WHEN " TRY_CALL(f, args) " THEN false ELSE " WAIT_CALL(f, args) " END"
+#define TIMED_SQL(f, args, ms)                                                                     \
+    "SELECT CASE WHEN " TRY_CALL(f, args) " THEN false"                                            \
+    " WHEN pg_catalog.set_config('lock_timeout', " ms ", true) IS NOT NULL"                        \
+    " THEN " WAIT_CALL(f, args) " END"
+
+/*
+ * A transaction-level lock would go with the savepoint that undoes a setting, so the value before
+ * is kept beside and set again. (The failed case is undone by the savepoint.)
+ */
+#define TIMED_XACT_SQL(f, args, ms)                                                                \
+    "SELECT CASE WHEN " TRY_CALL(f, args) " THEN false"                                            \
+    " WHEN pg_catalog.set_config('lockkeeper.lock_timeout',"                                       \
+    " pg_catalog.current_setting('lock_timeout'), true) IS NULL"                                   \
+    " OR pg_catalog.set_config('lock_timeout', " ms ", true) IS NULL THEN NULL"                    \
+    " WHEN " WAIT_CALL(f, args) " THEN pg_catalog.set_config('lock_timeout',"                      \
+    " pg_catalog.current_setting('lockkeeper.lock_timeout'), true) IS NOT NULL END"
+
+#define SESSION_ROW(suffix, args, ms)                                                              \
+    {TRY_SQL("lock" suffix, args), WAIT_SQL("lock" suffix, args),                                  \
+     TIMED_SQL("lock" suffix, args, ms), "SELECT pg_catalog.pg_advisory_unlock" suffix "(" args ")"}
+#define XACT_ROW(suffix, args, ms)                                                                 \
+    {TRY_SQL("xact_lock" suffix, args), WAIT_SQL("xact_lock" suffix, args),                        \
+     TIMED_XACT_SQL("xact_lock" suffix, args, ms), NULL}
+
+static const AdvisorySql SQL[2][2][2] = { /* [xact][shared][pair] */
+    {{SESSION_ROW("", "$1", "$2"), SESSION_ROW("", "$1, $2", "$3")},
+     {SESSION_ROW("_shared", "$1", "$2"), SESSION_ROW("_shared", "$1, $2", "$3")}},
+    {{XACT_ROW("", "$1", "$2"), XACT_ROW("", "$1, $2", "$3")},
+     {XACT_ROW("_shared", "$1", "$2"), XACT_ROW("_shared", "$1, $2", "$3")}},
+};
+
+static const char IS_HELD_SQL[] =
+    "SELECT true FROM pg_catalog.pg_locks l"
+    " WHERE l.locktype OPERATOR(pg_catalog.=) 'advisory'"
+    " AND l.pid OPERATOR(pg_catalog.=) pg_catalog.pg_backend_pid() AND l.granted"
+    " AND l.database OPERATOR(pg_catalog.=) (SELECT d.oid FROM pg_catalog.pg_database d"
+    "   WHERE d.datname OPERATOR(pg_catalog.=) pg_catalog.current_database())"
+    " AND l.classid OPERATOR(pg_catalog.=) $1::pg_catalog.oid"
+    " AND l.objid OPERATOR(pg_catalog.=) $2::pg_catalog.oid"
+    " AND l.objsubid OPERATOR(pg_catalog.=) $3::pg_catalog.int2"
+    " AND l.mode OPERATOR(pg_catalog.=) $4 LIMIT 1";
+
+static const char LOCK_TIMEOUT_MS_SQL[] =
+    "SELECT (1000 OPERATOR(pg_catalog.*) EXTRACT(epoch FROM"
+    " pg_catalog.current_setting('lock_timeout')::pg_catalog.interval))::pg_catalog.int8";
+
+static const char RECOVERY_SQL[] = "SELECT pg_catalog.pg_is_in_recovery()";
+
+static const char ADVISORY[] = "advisory lock";
+
+/* oids of pg_type, which never change */
+enum { OID_INT8 = 20, OID_INT4 = 23, OID_TEXT = 25 };
+
+static const AdvisorySql *sql_for(const LockKey *key, bool shared, bool xact)
+{
+    return &SQL[xact][shared][key->pair];
+}
+
+/* A key and perhaps a timeout, as parameters; lives as long as the statement that uses it. */
+typedef struct {
+    char texts[2][24];
+    const char *values[3];
+    Oid types[3];
+    int count;
+} KeyParameters;
+
+static void key_parameters(KeyParameters *p, const LockKey *key, const char *timeout)
+{
+    p->count = 0;
+    if (key->pair) {
+        snprintf(p->texts[0], sizeof p->texts[0], "%" PRId32, key->first);
+        snprintf(p->texts[1], sizeof p->texts[1], "%" PRId32, key->second);
+        p->types[0] = p->types[1] = OID_INT4;
+        p->values[0] = p->texts[0];
+        p->values[1] = p->texts[1];
+        p->count = 2;
+    } else {
+        snprintf(p->texts[0], sizeof p->texts[0], "%" PRId64, key->key);
+        p->types[0] = OID_INT8;
+        p->values[0] = p->texts[0];
+        p->count = 1;
+    }
+    if (timeout != NULL) {
+        p->types[p->count] = OID_TEXT;
+        p->values[p->count++] = timeout;
+    }
+}
+
+static Statement key_statement(const char *sql, const KeyParameters *p, bool unprepared)
+{
+    return (Statement){.sql = sql,
+                       .count = p->count,
+                       .types = p->types,
+                       .values = p->values,
+                       .unprepared = unprepared};
+}
+
+/* ---- acquiring ------------------------------------------------------------------------------- */
+
+static bool not_acquired(const AdvisoryRequest *request, Error *err)
+{
+    return error_set(err, ERROR_NOT_ACQUIRED, "lock %s is held by another session", request->name);
+}
+
+/* Has the standby become a primary since we asked? */
+static bool check_recovery(Session *session, Error *err)
+{
+    PGresult *result;
+
+    if (!session->in_recovery)
+        return true;
+    result = session_query(session, &(Statement){.sql = RECOVERY_SQL}, WAIT_NORMAL, err);
+    if (result == NULL)
+        return false;
+    session->in_recovery = PQgetvalue(result, 0, 0)[0] == 't';
+    PQclear(result);
+    if (!session->in_recovery)
+        return true;
+    error_usage(err, "a session-level lock is refused here: the server is in recovery");
+    return error_hint(err, "A standby would grant a key that another session holds on the primary. "
+                           "Connect to the primary (target_session_attrs=read-write).");
+}
+
+static bool check_session(Session *session, const AdvisoryRequest *request, Error *err)
+{
+    if (!session_open(session, err))
+        return false;
+    if (request->xact) {
+        if (session_transaction(session) == PQTRANS_IDLE)
+            return error_usage(err, "a transaction-level lock needs an open transaction");
+        return true;
+    }
+    if (!session_keeps_state(session)) {
+        error_usage(err, "a session-level lock is refused here: a pooler stands between, which may "
+                         "give the session, and the lock with it, to another client");
+        return error_hint(err, "Connect to PostgreSQL itself, take the lock with xact = true, or "
+                               "say pooler = \"session\" if the pooler keeps a session for a "
+                               "client (pool_mode = session).");
+    }
+    return check_recovery(session, err);
+}
+
+/* Outside a transaction, or a try inside one: nothing has to be undone. */
+static bool acquire_plain(Session *session, const char *sql, const KeyParameters *p,
+                          bool unprepared, bool *answer, Error *err)
+{
+    Statement statement = key_statement(sql, p, unprepared);
+    PGresult *result = session_query(session, &statement, WAIT_NORMAL, err);
+
+    if (result == NULL)
+        return false;
+    *answer = PQgetvalue(result, 0, 0)[0] == 't';
+    PQclear(result);
+    return true;
+}
+
+static const Statement SAVEPOINT = {.sql = "SAVEPOINT lockkeeper_lock", .unprepared = true};
+static const Statement ROLLBACK_TO = {.sql = "ROLLBACK TO lockkeeper_lock", .unprepared = true};
+static const Statement RELEASE = {.sql = "RELEASE lockkeeper_lock", .unprepared = true};
+
+/* A session-level lock survives the rollback that undoes the setting and a failure alike. */
+static bool acquire_in_savepoint(Session *session, const char *sql, const KeyParameters *p,
+                                 bool *answer, Error *err)
+{
+    Statement statements[] = {SAVEPOINT, key_statement(sql, p, true), ROLLBACK_TO, RELEASE};
+    PGresult *results[4];
+    bool ok;
+
+    statements[1].sync = true;
+    ok = session_pipeline(session, statements, 4, results, WAIT_NORMAL, err);
+    if (ok)
+        *answer = PQgetvalue(results[1], 0, 0)[0] == 't';
+    for (int i = 0; i < 4; i++)
+        PQclear(results[i]);
+    return ok;
+}
+
+/* A transaction-level lock would not: roll back only where it was not had. */
+static bool acquire_xact(Session *session, const char *sql, const KeyParameters *p, bool *answer,
+                         Error *err)
+{
+    Statement statements[] = {SAVEPOINT, key_statement(sql, p, true), RELEASE};
+    PGresult *results[3];
+    bool ok = session_pipeline(session, statements, 3, results, WAIT_NORMAL, err);
+
+    if (ok)
+        *answer = PQgetvalue(results[1], 0, 0)[0] == 't';
+    for (int i = 0; i < 3; i++)
+        PQclear(results[i]);
+    if (!ok && !session->lost && session_transaction(session) == PQTRANS_INERROR) {
+        Error ignored;
+
+        session_commands(session, (Statement[]){ROLLBACK_TO, RELEASE}, 2, WAIT_CLEANUP, &ignored);
+    }
+    return ok;
+}
+
+/* Wait inside the server. *waited: did it have to? */
+static bool acquire_waiting(Session *session, const AdvisoryRequest *request, bool *waited,
+                            Error *err)
+{
+    const AdvisorySql *sql = sql_for(&request->key, request->shared, request->xact);
+    const char *text = request->has_timeout ? sql->timed : sql->wait;
+    char timeout[DURATION_SETTING_SIZE];
+    KeyParameters p;
+
+    if (request->has_timeout &&
+        !duration_setting(request->timeout_us, "timeout", timeout, err))
+        return false;
+    key_parameters(&p, &request->key, request->has_timeout ? timeout : NULL);
+    if (session_transaction(session) != PQTRANS_INTRANS)
+        return acquire_plain(session, text, &p, false, waited, err);
+    return request->xact ? acquire_xact(session, text, &p, waited, err)
+                         : acquire_in_savepoint(session, text, &p, waited, err);
+}
+
+static bool try_once(Session *session, const AdvisoryRequest *request, bool *had, Error *err)
+{
+    bool in_transaction = session_transaction(session) != PQTRANS_IDLE;
+    KeyParameters p;
+
+    key_parameters(&p, &request->key, NULL);
+    return acquire_plain(session, sql_for(&request->key, request->shared, request->xact)->try, &p,
+                         in_transaction, had, err);
+}
+
+/* When a polling wait has to end: the request's timeout, else the session's lock_timeout. */
+static bool polling_deadline(Session *session, const AdvisoryRequest *request,
+                             int64_t *deadline_us, Error *err)
+{
+    PGresult *result;
+    int64_t ms;
+
+    if (request->has_timeout) {
+        *deadline_us = clock_deadline(request->timeout_us);
+        return true;
+    }
+    result = session_query(session, &(Statement){.sql = LOCK_TIMEOUT_MS_SQL, .unprepared = true},
+                           WAIT_NORMAL, err);
+    if (result == NULL)
+        return false;
+    ms = strtoll(PQgetvalue(result, 0, 0), NULL, 10);
+    *deadline_us = ms == 0 ? CLOCK_NEVER : clock_deadline(ms * 1000);
+    PQclear(result);
+    return true;
+}
+
+/* Sleep for a poll interval, give or take a fifth so that pollers drift apart; less at the end. */
+static bool polling_sleep(Session *session, int64_t poll_us, int64_t deadline_us, Error *err)
+{
+    int64_t jitter = ((int64_t)arc4random_uniform(401) - 200) * poll_us / 1000;
+    int64_t wake_us = clock_deadline(poll_us + jitter);
+    struct pollfd hangup = {.fd = PQsocket(session->conn), .events = POLLRDHUP};
+
+    if (wake_us > deadline_us)
+        wake_us = deadline_us;
+    /* A hang-up ends the sleep: the next try finds out what it was. */
+    if (wait_for(&hangup, 1, wake_us, WAIT_NORMAL) == WAIT_INTERRUPTED)
+        return wait_interrupted_error(err);
+    return true;
+}
+
+static bool acquire_polling(Session *session, const AdvisoryRequest *request, bool *waited,
+                            Error *err)
+{
+    int64_t deadline_us;
+    bool had = false;
+
+    *waited = false;
+    if (!polling_deadline(session, request, &deadline_us, err))
+        return false;
+    for (;;) {
+        bool last = clock_monotonic_us() >= deadline_us;
+
+        if (!try_once(session, request, &had, err))
+            return false;
+        if (had)
+            return true;
+        if (last)
+            break;
+        *waited = true;
+        if (!polling_sleep(session, request->poll_us, deadline_us, err))
+            return false;
+    }
+    return error_set(err, ERROR_LOCK_TIMEOUT, "lock %s was not to be had in time: another session "
+                                              "holds it", request->name);
+}
+
+static bool acquire(Session *session, const AdvisoryRequest *request, bool *waited, Error *err)
+{
+    bool had;
+
+    if (request->has_timeout && request->timeout_us == 0) {
+        *waited = false;
+        return try_once(session, request, &had, err) && (had || not_acquired(request, err));
+    }
+    if (request->poll_us > 0)
+        return acquire_polling(session, request, waited, err);
+    return acquire_waiting(session, request, waited, err);
+}
+
+static void log_nesting(Session *session, const AdvisoryRequest *request)
+{
+    if (!log_enabled(LOG_DEBUG))
+        return;
+    for (SessionHold *hold = session->holds.next; hold != &session->holds; hold = hold->next) {
+        if (hold->kind == ADVISORY && key_equal(&((AdvisoryLock *)hold)->key, &request->key)) {
+            log_printf(LOG_DEBUG, "lock %s is already held by this session: it nests",
+                       request->name);
+            return;
+        }
+    }
+}
+
+bool advisory_acquire(Session *session, const AdvisoryRequest *request, AdvisoryLock **lock,
+                      Error *err)
+{
+    AdvisoryLock *made;
+    int64_t start_us;
+    bool waited;
+
+    if (!check_session(session, request, err))
+        return false;
+    made = calloc(1, sizeof *made);
+    if (made == NULL)
+        return error_set(err, ERROR_SQL, "out of memory");
+    log_nesting(session, request);
+    start_us = clock_monotonic_us();
+    if (!acquire(session, request, &waited, err)) {
+        free(made);
+        return false;
+    }
+    made->key = request->key;
+    made->shared = request->shared;
+    made->xact = request->xact;
+    made->waited_s = waited ? (double)(clock_monotonic_us() - start_us) / 1e6 : 0;
+    made->acquired_at = clock_epoch_s();
+    made->hold.kind = ADVISORY;
+    made->hold.in_transaction = request->xact;
+    text_copy(made->hold.name, sizeof made->hold.name, request->name);
+    session_hold(session, &made->hold);
+    *lock = made;
+    return true;
+}
+
+/* ---- releasing ------------------------------------------------------------------------------- */
+
+static bool was_lost(const AdvisoryLock *lock, Error *err)
+{
+    error_set(err, ERROR_LOCK_LOST, "lock %s was not held any more when it was released",
+              lock->hold.name);
+    return error_hint(err, "Something unlocked it in the middle: pg_advisory_unlock_all(), "
+                           "DISCARD ALL, or an unlock of the same key.");
+}
+
+/* The release that a failed transaction had put off. */
+static void released_late(void *context, const PGresult *result)
+{
+    AdvisoryLock *lock = context;
+
+    if (result != NULL && PQgetvalue(result, 0, 0)[0] != 't') {
+        Error err;
+
+        was_lost(lock, &err);
+        log_write(LOG_ERROR, err.message, NULL);
+    }
+    session_let_go(&lock->hold);
+    advisory_forget(lock);
+}
+
+static bool release_later(AdvisoryLock *lock, const char *sql, const KeyParameters *p, Error *err)
+{
+    /* The queue refers to it now, so it must not go with whoever asked. */
+    AdvisoryLock *queued = calloc(1, sizeof *queued);
+    Session *session = lock->hold.session;
+
+    if (queued == NULL)
+        return error_set(err, ERROR_SQL, "out of memory");
+    *queued = *lock;
+    session_let_go(&lock->hold);
+    session_hold(session, &queued->hold);
+    if (!session_defer(session, DEFER_USABLE, sql, p->types, p->values, p->count,
+                       released_late, queued)) {
+        queued->hold.orphan = true;
+        return error_set(err, ERROR_SQL, "out of memory");
+    }
+    return true;
+}
+
+bool advisory_release(AdvisoryLock *lock, Error *err)
+{
+    Session *session = lock->hold.session;
+    const char *sql = sql_for(&lock->key, lock->shared, false)->release;
+    KeyParameters p;
+    Statement statement;
+    PGresult *result;
+    bool held;
+
+    if (lock->released)
+        return true;
+    if (lock->xact)
+        return error_usage(err, "lock %s is transaction-level: it is released when its transaction "
+                                "ends", lock->hold.name);
+    if (session == NULL) {
+        lock->released = true;
+        error_set(err, ERROR_LOCK_LOST, "lock %s is gone: its session was closed",
+                  lock->hold.name);
+        return false;
+    }
+    key_parameters(&p, &lock->key, NULL);
+    if (session_transaction(session) == PQTRANS_INERROR) {
+        lock->released = true;
+        return release_later(lock, sql, &p, err);
+    }
+    if (session_transaction(session) == PQTRANS_INTRANS)
+        log_printf(LOG_WARNING, "lock %s is released before the transaction that is open has "
+                                "committed: others may enter before they see its work",
+                   lock->hold.name);
+    statement = key_statement(sql, &p, session_transaction(session) != PQTRANS_IDLE);
+    result = session_query(session, &statement, WAIT_CLEANUP, err);
+    if (result == NULL && !session->lost)
+        return false; /* still held: a session in use, say */
+    lock->released = true;
+    session_let_go(&lock->hold);
+    if (result == NULL)
+        return false;
+    held = PQgetvalue(result, 0, 0)[0] == 't';
+    PQclear(result);
+    return held || was_lost(lock, err);
+}
+
+bool advisory_is_held(AdvisoryLock *lock, bool *held, Error *err)
+{
+    LockKeyParts parts = key_parts(&lock->key);
+    char classid[16];
+    char objid[16];
+    char objsubid[8];
+    PGresult *result;
+
+    *held = false;
+    if (lock->released || lock->hold.session == NULL)
+        return true;
+    snprintf(classid, sizeof classid, "%" PRIu32, parts.classid);
+    snprintf(objid, sizeof objid, "%" PRIu32, parts.objid);
+    snprintf(objsubid, sizeof objsubid, "%d", parts.objsubid);
+    result = session_query(
+        lock->session,
+        &(Statement){.sql = IS_HELD_SQL,
+                     .count = 4,
+                     .types = (Oid[]){OID_TEXT, OID_TEXT, OID_TEXT, OID_TEXT},
+                     .values = (const char *[]){classid, objid, objsubid,
+                                                lock->shared ? "ShareLock" : "ExclusiveLock"}},
+        WAIT_NORMAL, err);
+    if (result == NULL)
+        return false;
+    *held = PQntuples(result) == 1;
+    PQclear(result);
+    return true;
+}
+
+void advisory_forget(AdvisoryLock *lock)
+{
+    if (lock == NULL)
+        return;
+    if (lock->hold.session != NULL)
+        lock->hold.orphan = true;
+    else
+        free(lock);
+}

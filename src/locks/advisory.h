@@ -1,0 +1,53 @@
+/*
+ * Advisory locks. Source: PostgreSQL manual, "Advisory Locks" and "Advisory Lock Functions".
+ */
+#ifndef LOCKKEEPER_LOCKS_ADVISORY_H
+#define LOCKKEEPER_LOCKS_ADVISORY_H
+
+#include "locks/key.h"
+
+typedef struct {
+    LockKey key;
+    const char *name; /* for messages */
+    bool shared;
+    bool xact;          /* transaction-level: a transaction must be open */
+    bool has_timeout;   /* else the session's lock_timeout holds */
+    int64_t timeout_us; /* 0: try once; DURATION_ENDLESS: for ever */
+    int64_t poll_us;    /* wait with try calls at this interval; 0: wait in the server */
+} AdvisoryRequest;
+
+/* A lock that is, or was, held. */
+typedef struct {
+    SessionHold hold; /* first: the session frees an orphan through it */
+    LockKey key;
+    bool shared;
+    bool xact;
+    bool released;
+    double waited_s;    /* 0 where it was had at once */
+    double acquired_at; /* epoch seconds by this host's clock */
+} AdvisoryLock;
+
+/*
+ * Acquire. In one round trip (outside a transaction, and inside one where it is had), without
+ * touching the session's lock_timeout; an open transaction stays usable when the lock is not had:
+ * kinds "not_acquired" (a try) and "lock_timeout". *lock is malloc'd, on the session's list.
+ *
+ * Session-level locks are refused (usage error) where a pooler could give the session to another
+ * client, and in recovery.
+ */
+bool advisory_acquire(Session *session, const AdvisoryRequest *request, AdvisoryLock **lock,
+                      Error *err);
+
+/*
+ * Give a session-level lock back, and check that it was still held ("lock_lost" if not). In a
+ * failed transaction this is queued until its rollback. Idempotent. An interrupt does not end it.
+ */
+bool advisory_release(AdvisoryLock *lock, Error *err);
+
+/* Ask the server whether this session holds it. */
+bool advisory_is_held(AdvisoryLock *lock, bool *held, Error *err);
+
+/* Nobody refers to it any more: free it, or leave it to its session while it is held. */
+void advisory_forget(AdvisoryLock *lock);
+
+#endif
