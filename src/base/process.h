@@ -1,7 +1,7 @@
 /*
  * A command that never outlives what it depends on.
  *
- *   this process ──fork──> keeper ──fork, exec──> the command ──> its descendants
+ *   this process ──fork──> heir ──fork──> keeper ──fork, exec──> the command ──> its descendants
  *
  * The keeper is a small process that runs no user code and no libpq: it is the subreaper of the
  * command and of all its descendants and watches, by poll(2) alone, the control socket to this
@@ -12,8 +12,20 @@
  * only when the command is gone.
  *
  * The same happens to what the command leaves behind when it ends: descendants do not outlive it.
+ * A descendant that leaves its session or process group, or whose parents have ended, is found all
+ * the same; what another process starts on its behalf (a daemon, cron, a container's manager) is
+ * none. One that the keeper may not signal (set-user-ID root) is waited for.
+ *
+ * The heir does nothing unless the keeper is killed (SIGKILL, out of memory): then the command is
+ * killed by its parent death signal, and the descendants, by now the heir's, by the heir, which
+ * has the watched sockets open too. Where the heir is killed, the keeper goes on. Only where both
+ * are killed at once do descendants stay (the command itself does not, unless it is set-user-ID).
+ *
  * The command stays in this process's process group, so that a terminal's Ctrl-C, Ctrl-Z and input
- * reach it as if it had been started without us.
+ * reach it as if it had been started without us; heir and keeper have sessions of their own, so
+ * that no signal to that group reaches them. The command gets ignored and blocked signals as they
+ * were when this program started (or loaded the module), and every descriptor without FD_CLOEXEC.
+ * Needs Linux 5.9 (close_range) and /proc.
  */
 #ifndef LOCKKEEPER_BASE_PROCESS_H
 #define LOCKKEEPER_BASE_PROCESS_H
@@ -25,9 +37,9 @@
 typedef struct Process Process;
 
 typedef struct {
-    const char *const *argv; /* argv[0] is looked up in PATH; NULL-terminated */
+    const char *const *argv; /* argv[0] is looked up in the PATH of `env`; NULL-terminated */
     const char *const *env;  /* whole environment as "NAME=value", NULL-terminated; NULL: ours */
-    const char *cwd;         /* NULL: ours */
+    const char *cwd;         /* NULL: ours. Relative paths, argv[0]'s too, begin here */
     int in, out, err;        /* descriptors that become 0, 1, 2; -1: inherited. Not closed here */
     const int *watched;      /* sockets whose hang-up stops the command */
     int watched_count;
@@ -39,26 +51,30 @@ typedef enum {
     PROCESS_ENDED, /* the command and every descendant are gone */
 } ProcessState;
 
+/* exit_code and signal are the command's own; where the keeper was killed, those of SIGKILL. */
 typedef struct {
     ProcessState state;
-    bool lost;        /* it was stopped because a watched socket hung up */
-    int exit_code;    /* 0..255 where it exited by itself; 128 + N where signal N ended it */
-    int signal;       /* N, or 0 */
+    bool lost;     /* it was stopped because a watched socket hung up; set before it has ended */
+    int exit_code; /* 0..255 where it exited by itself; 128 + N where signal N ended it */
+    int signal;    /* N, or 0 */
 } ProcessStatus;
 
 /*
  * Start a command. Returns when it has been executed, or could not be: then false, with *err set
  * and *exec_errno the errno of execve (ENOENT: not found), 0 where something else failed.
+ * ERROR_LOCK_LOST: a watched socket had hung up before anything was started; else ERROR_USAGE.
+ * Keeps no argument. The keeper is a child of this process: code that waits for any child
+ * (waitpid(-1)) does no harm, but may see it.
  */
 bool process_start(Process **process, const ProcessSpec *spec, int *exec_errno, Error *err);
 
 /* A descriptor that becomes readable when process_read has something new to say. */
 int process_fd(const Process *process);
 
-/* Read what is new, without waiting, into *status. */
+/* Read what is new, without waiting, into *status. After PROCESS_ENDED nothing is new. */
 void process_read(Process *process, ProcessStatus *status);
 
-/* Pass a signal on to the command itself. */
+/* Pass a signal on to the command itself, not to its descendants. */
 void process_signal(Process *process, int signo);
 
 /* SIGTERM to the command and all its descendants, SIGKILL after `grace`. Does not wait. */
@@ -67,7 +83,10 @@ void process_stop(Process *process);
 /* The same with SIGKILL at once. Does not wait. */
 void process_kill(Process *process);
 
-/* Forget it; where it still runs, its descendants are killed at once. NULL is fine. */
+/*
+ * Forget it; where it still runs, it and its descendants are killed at once and waited for, at
+ * most 2 s (one that the kernel does not let go stays the keeper's). NULL is fine.
+ */
 void process_free(Process *process);
 
 #endif

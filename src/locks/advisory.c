@@ -473,7 +473,7 @@ bool advisory_is_held(AdvisoryLock *lock, bool *held, Error *err)
     snprintf(objid, sizeof objid, "%" PRIu32, parts.objid);
     snprintf(objsubid, sizeof objsubid, "%d", parts.objsubid);
     result = session_query(
-        lock->session,
+        lock->hold.session,
         &(Statement){.sql = IS_HELD_SQL,
                      .count = 4,
                      .types = (Oid[]){OID_TEXT, OID_TEXT, OID_TEXT, OID_TEXT},

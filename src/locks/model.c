@@ -125,12 +125,11 @@ static void append_lock(PQExpBuffer out, const ModelRequest *request, const PGre
                       request->has_timeout && request->timeout_us == 0 ? " NOWAIT" : "");
 }
 
-static bool lock_relations(Session *session, const ModelRequest *request,
+/* `timeout` is lock_timeout's text. */
+static bool lock_relations(Session *session, const ModelRequest *request, const char *timeout,
                            const PGresult *relations, Error *err)
 {
     bool timed = request->has_timeout && request->timeout_us != 0;
-    char timeout[DURATION_SETTING_SIZE] = "";
-    const char *value = timeout;
     Statement statements[4];
     int count = 0;
     PQExpBufferData sql;
@@ -142,11 +141,9 @@ static bool lock_relations(Session *session, const ModelRequest *request,
         error_set(err, ERROR_SQL, "out of memory");
         goto out;
     }
-    if (timed && !duration_setting(request->timeout_us, "timeout", timeout, err))
-        goto out;
     if (timed)
         statements[count++] = (Statement){
-            .sql = SET_LOCAL_SQL, .count = 1, .types = TEXT, .values = &value, .unprepared = true};
+            .sql = SET_LOCAL_SQL, .count = 1, .types = TEXT, .values = &timeout, .unprepared = true};
     statements[count++] = (Statement){.sql = sql.data, .unprepared = true};
     if (timed)
         statements[count++] = (Statement){.sql = SET_BACK_SQL, .unprepared = true};
@@ -174,11 +171,14 @@ static void hold_table(Session *session, const char *name)
 
 bool model_lock(Session *session, const ModelRequest *request, Error *err)
 {
+    char timeout[DURATION_SETTING_SIZE] = "";
     PGresult *relations;
     bool ok;
 
     if (request->count == 0)
         return error_usage(err, "no table is named");
+    if (request->has_timeout && !duration_setting(request->timeout_us, "timeout", timeout, err))
+        return false;
     if (session_transaction(session) == PQTRANS_IDLE)
         return error_usage(err, "locking \"%.200s\" needs an open transaction",
                            request->names[0]);
@@ -187,7 +187,7 @@ bool model_lock(Session *session, const ModelRequest *request, Error *err)
     relations = resolve(session, request, err);
     if (relations == NULL)
         return false;
-    ok = lock_relations(session, request, relations, err);
+    ok = lock_relations(session, request, timeout, relations, err);
     PQclear(relations);
     if (ok)
         hold_table(session, request->names[0]);

@@ -684,39 +684,34 @@ bool session_run(Session *session, const char *sql, WaitMode mode, Error *err)
     return result != NULL;
 }
 
-bool session_parameter_types(Session *session, const char *sql, const Oid *given, Oid *types,
-                             int count, Error *err)
+PGresult *session_describe(Session *session, const Statement *statement, Error *err)
 {
-    PGresult *results[2] = {NULL, NULL};
-    PGresult *sync = NULL;
+    PGresult *results[3] = {NULL, NULL, NULL}; /* prepare, describe, sync */
     bool ok = false;
 
     if (!exchange_enter(session, SESSION_BUSY, WAIT_NORMAL, err))
-        return false;
+        return NULL;
     if (PQenterPipelineMode(session->conn) != 1 ||
-        PQsendPrepare(session->conn, "", sql, count, given) != 1 ||
+        PQsendPrepare(session->conn, "", statement->sql, statement->count, statement->types) != 1 ||
         PQsendDescribePrepared(session->conn, "") != 1 || PQpipelineSync(session->conn) != 1) {
         exchange_broke(session, err);
         goto out;
     }
-    if (!pipeline_receive(session, &results[0], err) ||
-        !pipeline_receive(session, &results[1], err) || !pipeline_receive(session, &sync, err))
-        goto out;
-    PQexitPipelineMode(session->conn);
-    if (!exchange_check(session, results[0], sql, err))
-        goto out;
-    if (PQnparams(results[1]) != count) {
-        error_usage(err, "the statement has %d parameters, but %d values were given",
-                    PQnparams(results[1]), count);
-        goto out;
+    for (int i = 0; i < 3; i++) {
+        if (!pipeline_receive(session, &results[i], err))
+            goto out;
     }
-    for (int i = 0; i < count; i++)
-        types[i] = PQparamtype(results[1], i);
-    ok = true;
+    PQexitPipelineMode(session->conn);
+    ok = exchange_check(session, results[0], statement->sql, err);
+    if (ok && PQnparams(results[1]) != statement->count)
+        ok = error_usage(err, "the statement has %d parameters, but %d values were given",
+                         PQnparams(results[1]), statement->count);
 out:
-    PQclear(results[0]);
-    PQclear(results[1]);
-    PQclear(sync);
     exchange_leave(session);
-    return ok;
+    PQclear(results[0]);
+    PQclear(results[2]);
+    if (ok)
+        return results[1];
+    PQclear(results[1]);
+    return NULL;
 }

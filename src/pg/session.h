@@ -126,11 +126,10 @@ PGresult *session_script(Session *session, const char *sql, Error *err);
 bool session_run(Session *session, const char *sql, WaitMode mode, Error *err);
 
 /*
- * The parameter types that the server infers for a text (one round trip). `types` has room for
- * `count`; their number must agree.
+ * What the server makes of a statement without running it: the result's PQparamtype says the
+ * parameters' types, PQftype the columns'. One round trip.
  */
-bool session_parameter_types(Session *session, const char *sql, const Oid *given, Oid *types,
-                             int count, Error *err);
+PGresult *session_describe(Session *session, const Statement *statement, Error *err);
 
 /* Set *err from a failed result, and note what it means for the session. Returns false. */
 bool session_result_error(Session *session, const PGresult *result, const char *sql, Error *err);
