@@ -1,8 +1,8 @@
 #include "base/log.h"
 
 #include "base/error.h"
+#include "base/pqbuffer.h"
 
-#include <pqexpbuffer.h>
 #include <stdarg.h>
 #include <stdio.h>
 #include <string.h>

@@ -1,8 +1,8 @@
 #include "locks/model.h"
 
 #include "base/duration.h"
+#include "base/pqbuffer.h"
 
-#include <pqexpbuffer.h>
 #include <stdlib.h>
 #include <string.h>
 

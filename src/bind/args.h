@@ -1,0 +1,66 @@
+/*
+ * What every function that Lua calls needs: options, durations, errors.
+ *
+ * A raised error is a table { kind, busy, message, sqlstate, detail, hint, statement, where,
+ * traceback } with a __tostring; `where` and `traceback` name the script's lines, not ours.
+ */
+#ifndef LOCKKEEPER_BIND_ARGS_H
+#define LOCKKEEPER_BIND_ARGS_H
+
+#include "base/error.h"
+
+#include <lauxlib.h>
+#include <lua.h>
+#include <stdint.h>
+
+#define ERROR_TNAME "lockkeeper.Error"
+
+/* Make the metatable of errors. */
+void args_register(lua_State *L);
+
+/*
+ * Chunk names that begin with this are our own Lua files: left out of `where` and tracebacks.
+ * Copied.
+ */
+void args_set_home(const char *prefix);
+
+/* Push the error as a table. */
+void args_push_error(lua_State *L, const Error *err);
+
+/* Raise it, with a traceback. Never returns. */
+int args_raise(lua_State *L, const Error *err) __attribute__((noreturn));
+
+/* Push nil and the error: the alternative return. Returns 2. */
+int args_fail(lua_State *L, const Error *err);
+
+/* Raise a usage error from a printf format. */
+int args_usage(lua_State *L, const char *format, ...)
+    __attribute__((noreturn, format(printf, 2, 3)));
+
+/* "job.lua:12", or "" where no script is on the stack. `where` has room for `size` bytes. */
+void args_where(lua_State *L, char *where, size_t size);
+
+/* Push the script's lines on the stack of `from`, beginning at `level`, one a line. */
+void args_push_traceback(lua_State *L, lua_State *from, int level);
+
+/* No value, nil or a table; anything else is a usage error "advisory: the options must be …". */
+bool args_has_options(lua_State *L, int index, const char *function);
+
+/*
+ * The option whose name is at stack index -2 (as lua_next leaves it): its place in `names`. An
+ * unknown name is a usage error that names the nearest.
+ */
+int args_option(lua_State *L, const char *function, const char *const *names);
+
+/* A text without NUL bytes; `what` names it in the usage error otherwise. */
+const char *args_text(lua_State *L, int index, const char *what);
+
+bool args_boolean(lua_State *L, int index, const char *what);
+
+/* Seconds, a text with units, or false for endless. */
+int64_t args_duration(lua_State *L, int index, const char *what);
+
+/* What a value is, for messages: "a table", "nil", "42", "\"text…\"". */
+void args_describe(lua_State *L, int index, char *text, size_t size);
+
+#endif
