@@ -75,14 +75,13 @@ typedef struct {
 } Launch;
 
 enum {
-    FREE_WAIT_US = 2 * 1000 * 1000,    /* how long process_free waits for the keeper's end */
-    ROUND_STEP_US = 1000,              /* rounds of SIGKILL come every 1, 2, 3, ... */
-    ROUND_LONGEST_US = 100 * 1000,     /* ... and at last 100 ms */
-    PID_LIMIT = 4 * 1024 * 1024,       /* PID_MAX_LIMIT of a 64-bit kernel */
-    DEPTH_LIMIT = 4096,                /* of a chain of parents */
-    PROC_PATH_SIZE = 32,               /* "4194303/stat" and more */
-    LISTING_SIZE = 64 * 1024,          /* of /proc read at once ... */
-    LISTING_COUNT = LISTING_SIZE / 24, /* ... which is at most so many pids */
+    FREE_WAIT_US = 2 * 1000 * 1000, /* how long process_free waits for the keeper's end */
+    ROUND_STEP_US = 1000,           /* rounds of SIGKILL come every 1, 2, 3, ... */
+    ROUND_LONGEST_US = 100 * 1000,  /* ... and at last 100 ms */
+    PID_LIMIT = 4 * 1024 * 1024,    /* PID_MAX_LIMIT of a 64-bit kernel */
+    DEPTH_LIMIT = 4096,             /* of a chain of parents */
+    PROC_PATH_SIZE = 32,            /* "4194303/stat" and more */
+    LISTING_SIZE = 64 * 1024,       /* of /proc read at once */
 };
 
 /*
@@ -111,6 +110,7 @@ typedef struct {
     int proc; /* /proc */
     pid_t root;
     unsigned long long started; /* the root's start, in clock ticks since boot */
+    pid_t head;                 /* the root's own child that is signalled first, or 0 */
 } Family;
 
 typedef struct {
@@ -119,19 +119,24 @@ typedef struct {
     unsigned long long started;
 } ProcStat;
 
-/* Descendants that the present walk has come across, a bit a pid. */
-static unsigned char known[PID_LIMIT / CHAR_BIT];
+/* Pids, a bit each. Static, since a stack or a heap after fork has no room for them. */
+typedef struct {
+    uint64_t words[PID_LIMIT / 64];
+} PidSet;
 
-static bool is_known(pid_t pid)
-{
-    return pid > 0 && pid < PID_LIMIT && (known[pid / CHAR_BIT] >> (pid % CHAR_BIT) & 1) != 0;
-}
-
-static void set_known(pid_t pid)
+static void pid_set_add(PidSet *set, pid_t pid)
 {
     if (pid > 0 && pid < PID_LIMIT)
-        known[pid / CHAR_BIT] |= (unsigned char)(1U << (pid % CHAR_BIT));
+        set->words[pid / 64] |= UINT64_C(1) << (pid % 64);
 }
+
+static bool pid_set_has(const PidSet *set, pid_t pid)
+{
+    return pid > 0 && pid < PID_LIMIT && (set->words[pid / 64] >> (pid % 64) & 1) != 0;
+}
+
+static PidSet listed; /* all processes at the begin of a walk over the family */
+static PidSet found;  /* the descendants that this walk has come across */
 
 /* "123" and the suffix ("", "/stat") to `path`, without stdio. */
 static void proc_path(char path[PROC_PATH_SIZE], pid_t pid, const char *suffix)
@@ -213,9 +218,9 @@ static bool family_has(const Family *family, pid_t pid)
             if (stat.started < family->started || stat.parent == 0)
                 return false; /* whoever is older than the root is none of its children */
             chain[depth++] = at;
-            if (stat.parent == family->root || is_known(stat.parent)) {
+            if (stat.parent == family->root || pid_set_has(&found, stat.parent)) {
                 while (depth > 0)
-                    set_known(chain[--depth]);
+                    pid_set_add(&found, chain[--depth]);
                 return true;
             }
         }
@@ -243,31 +248,50 @@ static void family_signal_one(const Family *family, pid_t pid, int signo)
     close(fd);
 }
 
-/*
- * Send a signal to every descendant. Each is signalled as soon as it is known, the newest of a
- * listing first: a process that forks and exits without end must be caught between two forks.
- */
-static void family_signal(const Family *family, int signo)
+static void family_list(const Family *family)
 {
     static char listing[LISTING_SIZE] __attribute__((aligned(8)));
-    static pid_t pids[LISTING_COUNT];
     ssize_t length;
 
-    memset(known, 0, sizeof known);
+    memset(&listed, 0, sizeof listed);
+    memset(&found, 0, sizeof found);
     lseek(family->proc, 0, SEEK_SET);
     while ((length = getdents64(family->proc, listing, sizeof listing)) > 0) {
-        size_t count = 0;
-
         for (ssize_t at = 0; at < length;) {
             const struct dirent64 *entry = (const struct dirent64 *)(listing + at);
 
-            if (entry->d_name[0] >= '1' && entry->d_name[0] <= '9')
-                pids[count++] = (pid_t)strtol(entry->d_name, NULL, 10);
+            pid_set_add(&listed, (pid_t)strtol(entry->d_name, NULL, 10)); /* 0 for a name */
             at += entry->d_reclen;
         }
-        while (count > 0) {
-            if (pids[--count] != family->root)
-                family_signal_one(family, pids[count], signo);
+    }
+}
+
+/*
+ * Send a signal to every descendant that there was at the begin, parents first, as far as numbers
+ * tell: a shell that sees its child end before it has the signal itself would go on with its next
+ * step; and the processes that it starts to clean up are not to get a SIGTERM meant for others.
+ *
+ * What survived a round of SIGKILL is taken from the end: one that forks and exits again and again
+ * must be caught between two forks, while it still has the highest number.
+ */
+static void family_signal(const Family *family, int signo, bool newest_first)
+{
+    const int count = PID_LIMIT / 64;
+
+    family_list(family);
+    if (family->head > 0)
+        family_signal_one(family, family->head, signo);
+    for (int i = 0; i < count; i++) {
+        int word = newest_first ? count - 1 - i : i;
+        uint64_t left = listed.words[word];
+
+        while (left != 0) {
+            int bit = newest_first ? 63 - __builtin_clzll(left) : __builtin_ctzll(left);
+            pid_t pid = (pid_t)(word * 64 + bit);
+
+            left &= ~(UINT64_C(1) << bit);
+            if (pid != family->root && pid != family->head)
+                family_signal_one(family, pid, signo);
         }
     }
 }
@@ -476,7 +500,7 @@ static void keeper_stop(Keeper *k)
     k->phase = PHASE_STOPPING;
     k->fd_count = FD_WATCHED; /* no longer polled, but still open */
     k->next_us = clock_deadline(k->launch->spec->grace_us);
-    family_signal(&k->family, SIGTERM);
+    family_signal(&k->family, SIGTERM, false);
 }
 
 /* The first round comes with the next turn of the loop. */
@@ -494,7 +518,7 @@ static void keeper_kill_when_due(Keeper *k)
     if (clock_monotonic_us() < k->next_us)
         return;
     k->phase = PHASE_KILLING;
-    family_signal(&k->family, SIGKILL);
+    family_signal(&k->family, SIGKILL, k->rounds > 0);
     k->next_us = clock_deadline(round_pause_us(++k->rounds));
 }
 
@@ -508,6 +532,7 @@ static bool keeper_reap(Keeper *k)
         if (pid == k->command) {
             k->over = true;
             k->status = status;
+            k->family.head = 0;
         }
     }
     return pid == 0;
@@ -605,6 +630,7 @@ static void keeper_start_command(Keeper *k)
     k->command = fork();
     if (k->command < 0)
         start_fail(k->launch, STEP_KEEPER);
+    k->family.head = k->command;
     if (k->command == 0)
         command_run(k->launch, k->family.root, pipe_fds[1]);
 }
@@ -652,7 +678,7 @@ static _Noreturn void keeper_run(const Launch *launch)
  */
 static _Noreturn void heir_run(const Launch *launch)
 {
-    Family family;
+    Family family = {0};
     pid_t keeper;
     pid_t pid;
     int status = 0;
@@ -675,9 +701,9 @@ static _Noreturn void heir_run(const Launch *launch)
     if (pid == keeper && WIFEXITED(status) && WEXITSTATUS(status) == 0)
         _exit(0);
     do {
-        struct timespec pause = {.tv_nsec = round_pause_us(++rounds) * 1000};
+        struct timespec pause = {.tv_nsec = round_pause_us(rounds + 1) * 1000};
 
-        family_signal(&family, SIGKILL);
+        family_signal(&family, SIGKILL, rounds++ > 0);
         nanosleep(&pause, NULL);
         while ((pid = waitpid(-1, NULL, WNOHANG | __WALL)) > 0)
             ;

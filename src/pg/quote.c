@@ -2,6 +2,7 @@
 
 #include <limits.h>
 #include <stdint.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -181,23 +182,21 @@ static bool advance(Formatter *f)
     return f->at < f->end || refuse(f, "the conversion is unfinished; write %% for a percent sign");
 }
 
-/* Read digits, if there are any. */
+/* Read digits, if there are any: *number is 0 if not. */
 static bool read_number(Formatter *f, bool *found, int *number)
 {
-    int value = 0;
-
     *found = false;
+    *number = 0;
     while (*f->at >= '0' && *f->at <= '9') {
         int digit = *f->at - '0';
 
-        if (value > (INT_MAX - digit) / 10)
+        if (*number > (INT_MAX - digit) / 10)
             return refuse(f, "a number is out of range");
-        value = value * 10 + digit;
+        *number = *number * 10 + digit;
         *found = true;
         if (!advance(f))
             return false;
     }
-    *number = value;
     return true;
 }
 
@@ -252,9 +251,11 @@ static bool read_conversion(Formatter *f, Conversion *conversion)
 static const QuoteArgument *take_argument(Formatter *f, int position)
 {
     int index = position > 0 ? position - 1 : f->next;
+    char what[64];
 
     if (index >= f->count) {
-        refuse(f, "there are too few arguments");
+        snprintf(what, sizeof what, "there is no argument %d (there are %d)", index + 1, f->count);
+        refuse(f, what);
         return NULL;
     }
     f->next = index + 1;

@@ -1,0 +1,417 @@
+#include "bind/command.h"
+
+#include "base/duration.h"
+#include "base/pqbuffer.h"
+#include "base/process.h"
+#include "bind/args.h"
+#include "bind/session.h"
+#include "pg/wait.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <lauxlib.h>
+#include <signal.h>
+#include <stdio.h>
+#include <string.h>
+#include <time.h>
+#include <unistd.h>
+
+#define COMMAND_TNAME "lockkeeper.Command"
+
+enum { DEFAULT_GRACE_US = 5000000, WATCHED_MAX = 64 };
+
+extern char **environ;
+
+/* Our ends of its pipes, what came out of them, what is still to go in. All freed by __gc. */
+typedef struct {
+    Process *process;
+    int in, out, err;
+    PQExpBufferData out_text, err_text;
+    const char *input; /* kept by the Lua stack */
+    size_t input_left;
+} Command;
+
+static void close_fd(int *fd)
+{
+    if (*fd >= 0)
+        close(*fd);
+    *fd = -1;
+}
+
+static int command_gc(lua_State *L)
+{
+    Command *command = luaL_checkudata(L, 1, COMMAND_TNAME);
+
+    process_free(command->process);
+    command->process = NULL;
+    close_fd(&command->in);
+    close_fd(&command->out);
+    close_fd(&command->err);
+    termPQExpBuffer(&command->out_text);
+    termPQExpBuffer(&command->err_text);
+    return 0;
+}
+
+static Command *new_command(lua_State *L)
+{
+    Command *command = lua_newuserdatauv(L, sizeof *command, 0);
+
+    *command = (Command){.in = -1, .out = -1, .err = -1};
+    initPQExpBuffer(&command->out_text);
+    initPQExpBuffer(&command->err_text);
+    luaL_setmetatable(L, COMMAND_TNAME);
+    return command;
+}
+
+/* ---- words ----------------------------------------------------------------------------------- */
+
+/* The list at index 1 as an argv; its memory is left on the stack, its texts in the list. */
+static const char *const *check_argv(lua_State *L)
+{
+    lua_Unsigned count;
+    const char **argv;
+
+    if (!lua_istable(L, 1))
+        args_usage(L, "sh: a list of the command and its arguments was expected, not a text: no "
+                      "shell is involved");
+    count = lua_rawlen(L, 1);
+    if (count == 0)
+        args_usage(L, "sh: there is no command");
+    argv = lua_newuserdatauv(L, (size_t)(count + 1) * sizeof *argv, 0);
+    for (lua_Unsigned i = 0; i < count; i++) {
+        char what[40];
+
+        snprintf(what, sizeof what, "sh: argument %d", (int)i);
+        lua_rawgeti(L, 1, (lua_Integer)i + 1);
+        if (lua_type(L, -1) == LUA_TNUMBER) {
+            lua_tostring(L, -1);
+            lua_pushvalue(L, -1);
+            lua_rawseti(L, 1, (lua_Integer)i + 1);
+        }
+        argv[i] = args_text(L, -1, what);
+        lua_pop(L, 1);
+    }
+    argv[count] = NULL;
+    return argv;
+}
+
+static bool is_named(const char *entry, const char *name)
+{
+    size_t length = strlen(name);
+
+    return strncmp(entry, name, length) == 0 && entry[length] == '=';
+}
+
+/* Ours with the table at `index` laid over it: name = value, or name = false to leave it out. */
+static const char *const *check_env(lua_State *L, int index)
+{
+    size_t count = 0;
+    size_t used = 0;
+    const char **env;
+    int texts;
+
+    while (environ[count] != NULL)
+        count++;
+    lua_pushnil(L);
+    for (; lua_next(L, index) != 0; lua_pop(L, 1))
+        count++;
+    env = lua_newuserdatauv(L, (count + 1) * sizeof *env, 0);
+    lua_newtable(L);
+    texts = lua_gettop(L);
+    for (char **entry = environ; *entry != NULL; entry++)
+        env[used++] = *entry;
+    lua_pushnil(L);
+    while (lua_next(L, index) != 0) {
+        const char *name;
+
+        if (lua_type(L, -2) != LUA_TSTRING)
+            args_usage(L, "sh: env is a table of name = value");
+        name = args_text(L, -2, "sh: a variable's name");
+        for (size_t i = 0; i < used; i++) {
+            if (is_named(env[i], name))
+                env[i--] = env[--used];
+        }
+        if (!lua_isboolean(L, -1) || lua_toboolean(L, -1)) {
+            lua_pushfstring(L, "%s=%s", name, luaL_tolstring(L, -1, NULL));
+            env[used++] = lua_tostring(L, -1);
+            lua_rawseti(L, texts, (lua_Integer)used);
+            lua_pop(L, 1);
+        }
+        lua_pop(L, 1);
+    }
+    env[used] = NULL;
+    return env;
+}
+
+/* { stdin = text, env = {…}, cwd = text, grace = duration }, at index 2 */
+static void check_options(lua_State *L, Command *command, ProcessSpec *spec)
+{
+    static const char *const NAMES[] = {"stdin", "env", "cwd", "grace", NULL};
+
+    if (!args_has_options(L, 2, "sh"))
+        return;
+    lua_pushnil(L);
+    while (lua_next(L, 2) != 0) {
+        int option = args_option(L, "sh", NAMES);
+
+        if (option == 0) {
+            if (lua_type(L, -1) != LUA_TSTRING)
+                args_usage(L, "sh: stdin must be a text");
+            command->input = lua_tolstring(L, -1, &command->input_left);
+        } else if (option == 1) {
+            if (!lua_istable(L, -1))
+                args_usage(L, "sh: env is a table of name = value");
+        } else if (option == 2) {
+            spec->cwd = args_text(L, -1, "sh: cwd");
+        } else {
+            spec->grace_us = args_duration(L, -1, "sh: grace");
+        }
+        lua_pop(L, 1);
+    }
+    if (lua_getfield(L, 2, "env") == LUA_TTABLE)
+        spec->env = check_env(L, lua_gettop(L));
+}
+
+/* ---- running --------------------------------------------------------------------------------- */
+
+typedef struct {
+    int sockets[WATCHED_MAX];
+    int count;
+} Watched;
+
+/* The sessions that hold a lock: the command ends with any of them. */
+static void watch_session(Session *session, void *context)
+{
+    Watched *watched = context;
+
+    if (session->conn != NULL && !session->lost && session->holds.next != &session->holds &&
+        watched->count < WATCHED_MAX)
+        watched->sockets[watched->count++] = PQsocket(session->conn);
+}
+
+static bool open_pipe(int *ours, int *theirs, bool in, Error *err)
+{
+    int ends[2];
+
+    if (pipe2(ends, O_CLOEXEC) != 0)
+        return error_set(err, ERROR_USAGE, "pipe: %s", strerror(errno));
+    *ours = ends[in ? 1 : 0];
+    *theirs = ends[in ? 0 : 1];
+    fcntl(*ours, F_SETFL, O_NONBLOCK);
+    return true;
+}
+
+static bool start(Command *command, ProcessSpec *spec, Error *err)
+{
+    int ignored;
+    bool ok;
+
+    spec->in = spec->out = spec->err = -1;
+    if (command->input == NULL)
+        spec->in = open("/dev/null", O_RDONLY | O_CLOEXEC);
+    ok = (command->input == NULL || open_pipe(&command->in, &spec->in, true, err)) &&
+         open_pipe(&command->out, &spec->out, false, err) &&
+         open_pipe(&command->err, &spec->err, false, err) &&
+         process_start(&command->process, spec, &ignored, err);
+    close_fd(&spec->in);
+    close_fd(&spec->out);
+    close_fd(&spec->err);
+    return ok;
+}
+
+/* write(2) to a pipe that nobody may read: EPIPE without the signal. */
+static ssize_t write_quietly(int fd, const char *data, size_t length)
+{
+    sigset_t pipe_set, before;
+    ssize_t written;
+    int saved;
+
+    sigemptyset(&pipe_set);
+    sigaddset(&pipe_set, SIGPIPE);
+    pthread_sigmask(SIG_BLOCK, &pipe_set, &before);
+    written = write(fd, data, length);
+    saved = errno;
+    if (written < 0 && saved == EPIPE && sigismember(&before, SIGPIPE) == 0)
+        sigtimedwait(&pipe_set, NULL, &(struct timespec){0, 0});
+    pthread_sigmask(SIG_SETMASK, &before, NULL);
+    errno = saved;
+    return written;
+}
+
+static void feed(Command *command)
+{
+    ssize_t written = write_quietly(command->in, command->input, command->input_left);
+
+    if (written < 0 && (errno == EAGAIN || errno == EINTR))
+        return;
+    if (written >= 0) {
+        command->input += written;
+        command->input_left -= (size_t)written;
+    }
+    if (written < 0 || command->input_left == 0)
+        close_fd(&command->in);
+}
+
+static void drain(int *fd, PQExpBuffer text)
+{
+    char piece[65536];
+    ssize_t got = read(*fd, piece, sizeof piece);
+
+    if (got > 0)
+        appendBinaryPQExpBuffer(text, piece, (size_t)got);
+    else if (got == 0 || (errno != EAGAIN && errno != EINTR))
+        close_fd(fd);
+}
+
+/* Until both its end and the end of its output have arrived, in either order. */
+static void run(Command *command, ProcessStatus *status, bool *interrupted)
+{
+    *interrupted = false;
+    process_read(command->process, status);
+    while (status->state == PROCESS_RUNNING || command->out >= 0 || command->err >= 0) {
+        struct pollfd fds[4] = {
+            {.fd = status->state == PROCESS_RUNNING ? process_fd(command->process) : -1,
+             .events = POLLIN},
+            {.fd = command->out, .events = POLLIN},
+            {.fd = command->err, .events = POLLIN},
+            {.fd = command->in, .events = POLLOUT},
+        };
+
+        if (wait_for(fds, 4, CLOCK_NEVER, *interrupted ? WAIT_CLEANUP : WAIT_NORMAL) ==
+            WAIT_INTERRUPTED) {
+            *interrupted = true;
+            process_stop(command->process);
+            continue;
+        }
+        if (fds[0].revents != 0)
+            process_read(command->process, status);
+        if (fds[1].revents != 0)
+            drain(&command->out, &command->out_text);
+        if (fds[2].revents != 0)
+            drain(&command->err, &command->err_text);
+        if (fds[3].revents != 0)
+            feed(command);
+    }
+}
+
+/* command({ "pg_dump", … }, options | nil): exit code, stdout, stderr */
+static int core_command(lua_State *L)
+{
+    ProcessSpec spec = {.grace_us = DEFAULT_GRACE_US};
+    Watched watched = {.count = 0};
+    Command *command;
+    ProcessStatus status;
+    bool interrupted;
+    Error err;
+
+    lua_settop(L, 2);
+    command = new_command(L);
+    spec.argv = check_argv(L);
+    check_options(L, command, &spec);
+    bind_session_each(L, watch_session, &watched);
+    spec.watched = watched.sockets;
+    spec.watched_count = watched.count;
+    if (!start(command, &spec, &err))
+        return args_raise(L, &err);
+    if (command->in >= 0 && command->input_left == 0)
+        close_fd(&command->in);
+    run(command, &status, &interrupted);
+    if (status.lost) {
+        error_set(&err, ERROR_LOCK_LOST, "the session that held a lock ended while \"%.100s\" ran: "
+                                         "it was stopped", spec.argv[0]);
+        return args_raise(L, &err);
+    }
+    if (interrupted) {
+        wait_interrupted_error(&err);
+        return args_raise(L, &err);
+    }
+    if (PQExpBufferDataBroken(command->out_text) || PQExpBufferDataBroken(command->err_text))
+        return luaL_error(L, "not enough memory for the output of \"%s\"", spec.argv[0]);
+    lua_pushinteger(L, status.exit_code);
+    lua_pushlstring(L, command->out_text.data, command->out_text.len);
+    lua_pushlstring(L, command->err_text.data, command->err_text.len);
+    return 3;
+}
+
+/* Pass on what the descriptor says of signals (two bytes each), but not what the terminal sent. */
+static void pass_signals(Process *process, int fd)
+{
+    unsigned char told[2];
+
+    while (read(fd, told, sizeof told) == (ssize_t)sizeof told) {
+        if (told[1] == 0)
+            process_signal(process, told[0]);
+    }
+}
+
+/*
+ * foreground({ "pg_dump", … }, { env, grace, max_run, signals }): runs with our own standard
+ * streams. Returns the exit code and how it ended: "exited", "lost" or "timed_out"; nil, the
+ * reason ("not_found", "not_executable") and an error where it could not be executed. `signals` is
+ * the descriptor that tells of signals to pass on.
+ */
+static int core_foreground(lua_State *L)
+{
+    ProcessSpec spec = {.in = -1, .out = -1, .err = -1};
+    Watched watched = {.count = 0};
+    Command *command;
+    ProcessStatus status;
+    int64_t deadline_us;
+    int signals;
+    int exec_errno;
+    bool timed_out = false;
+    Error err;
+
+    lua_settop(L, 2);
+    luaL_checktype(L, 2, LUA_TTABLE);
+    command = new_command(L);
+    spec.argv = check_argv(L);
+    lua_getfield(L, 2, "env");
+    spec.env = check_env(L, lua_gettop(L));
+    lua_getfield(L, 2, "grace");
+    spec.grace_us = lua_isnil(L, -1) ? DEFAULT_GRACE_US : args_duration(L, -1, "grace");
+    lua_getfield(L, 2, "max_run");
+    deadline_us = lua_isnil(L, -1) ? CLOCK_NEVER : clock_deadline(args_duration(L, -1, "max_run"));
+    lua_getfield(L, 2, "signals");
+    signals = (int)luaL_checkinteger(L, -1);
+    bind_session_each(L, watch_session, &watched);
+    spec.watched = watched.sockets;
+    spec.watched_count = watched.count;
+    if (!process_start(&command->process, &spec, &exec_errno, &err)) {
+        if (exec_errno == 0)
+            return args_raise(L, &err);
+        lua_pushnil(L);
+        lua_pushstring(L, exec_errno == ENOENT ? "not_found" : "not_executable");
+        args_push_error(L, &err);
+        return 3;
+    }
+    for (process_read(command->process, &status); status.state == PROCESS_RUNNING;
+         process_read(command->process, &status)) {
+        struct pollfd fds[2] = {
+            {.fd = process_fd(command->process), .events = POLLIN},
+            {.fd = signals, .events = POLLIN},
+        };
+
+        if (wait_for(fds, 2, deadline_us, WAIT_CLEANUP) == WAIT_DEADLINE) {
+            timed_out = true;
+            deadline_us = CLOCK_NEVER;
+            process_stop(command->process);
+        }
+        pass_signals(command->process, signals);
+    }
+    lua_pushinteger(L, status.exit_code);
+    lua_pushstring(L, status.lost ? "lost" : timed_out ? "timed_out" : "exited");
+    return 2;
+}
+
+void bind_command_register(lua_State *L)
+{
+    lua_pushcfunction(L, core_command);
+    lua_setfield(L, -2, "command");
+    lua_pushcfunction(L, core_foreground);
+    lua_setfield(L, -2, "foreground");
+    luaL_newmetatable(L, COMMAND_TNAME);
+    lua_pushcfunction(L, command_gc);
+    lua_setfield(L, -2, "__gc");
+    lua_pop(L, 1);
+}

@@ -1,0 +1,591 @@
+#include "bind/locks.h"
+
+#include "base/duration.h"
+#include "base/log.h"
+#include "bind/args.h"
+#include "bind/session.h"
+#include "locks/advisory.h"
+#include "locks/model.h"
+#include "locks/timeout.h"
+
+#include <lauxlib.h>
+#include <stdio.h>
+#include <string.h>
+
+#define GUARD_TNAME   "lockkeeper.Guard"
+#define TIMEOUT_TNAME "lockkeeper.Timeout"
+
+/* How messages call a lock: "nightly-report", 42 or 1,2. At least KEY_TEXT_SIZE. */
+enum { NAME_SIZE = 80 };
+
+/* What to do when a lock can't be had. */
+typedef enum { BUSY_DEFAULT, BUSY_RETURN, BUSY_RAISE, BUSY_SKIP } OnBusy;
+
+static OnBusy check_on_busy(lua_State *L, int index, const char *function)
+{
+    static const char *const NAMES[] = {"return", "raise", "skip", NULL};
+    char what[64];
+    const char *name;
+    const char *nearest;
+
+    snprintf(what, sizeof what, "%s: on_busy", function);
+    name = args_text(L, index, what);
+    for (int i = 0; NAMES[i] != NULL; i++) {
+        if (strcmp(name, NAMES[i]) == 0)
+            return (OnBusy)(i + BUSY_RETURN);
+    }
+    nearest = text_nearest(name, NAMES);
+    args_usage(L, "%s must be \"return\", \"raise\" or \"skip\", not \"%.40s\"%s%s%s", what, name,
+               nearest ? "; did you mean \"" : "", nearest ? nearest : "", nearest ? "\"?" : "");
+}
+
+/* nil and the error, or raise it. */
+static int busy(lua_State *L, OnBusy on_busy, const Error *err)
+{
+    if (!error_is_busy(err) || on_busy == BUSY_RAISE)
+        return args_raise(L, err);
+    return args_fail(L, err);
+}
+
+/* ---- keys ------------------------------------------------------------------------------------ */
+
+static int32_t check_int32(lua_State *L, int index, const char *what)
+{
+    char got[64];
+    lua_Integer number;
+    int exact = 0;
+
+    number = lua_type(L, index) == LUA_TNUMBER ? lua_tointegerx(L, index, &exact) : 0;
+    if (!exact || number < INT32_MIN || number > INT32_MAX) {
+        args_describe(L, index, got, sizeof got);
+        args_usage(L, "%s must be an integer from -2147483648 to 2147483647, not %s", what, got);
+    }
+    return (int32_t)number;
+}
+
+static void check_pair(lua_State *L, int index, LockKey *key)
+{
+    lua_Unsigned length = lua_rawlen(L, index);
+
+    if (length != 2)
+        args_usage(L, "an id that is a table must be two int4 keys {a, b}; this one has %d elements",
+                   (int)length);
+    key->pair = true;
+    lua_rawgeti(L, index, 1);
+    lua_rawgeti(L, index, 2);
+    key->first = check_int32(L, -2, "an id's first int4 key");
+    key->second = check_int32(L, -1, "an id's second int4 key");
+    lua_pop(L, 2);
+}
+
+/*
+ * The key of the id at `index`; `name` gets what messages call it. `using` is the stack index of
+ * the session to ask for hashtext.
+ */
+static LockKey check_id(lua_State *L, int index, KeyScheme scheme, int32_t prefix, int using,
+                        char name[NAME_SIZE])
+{
+    LockKey key = {0};
+    char got[64];
+    size_t length;
+    const char *text;
+    Error err;
+
+    switch (lua_type(L, index)) {
+    case LUA_TSTRING:
+        text = lua_tolstring(L, index, &length);
+        text_copy(got, sizeof got, text);
+        snprintf(name, NAME_SIZE, "\"%s\"", got);
+        if (!key_from_name(scheme, text, length, prefix,
+                           scheme == SCHEME_HASHTEXT ? bind_session_using(L, using) : NULL, &key,
+                           &err))
+            args_raise(L, &err);
+        return key;
+    case LUA_TNUMBER:
+        if (lua_isinteger(L, index)) {
+            key.key = lua_tointeger(L, index);
+            break;
+        }
+        args_usage(L, "an id that is a number must be an integer, not the float %.14g",
+                   lua_tonumber(L, index));
+    case LUA_TTABLE:
+        check_pair(L, index, &key);
+        break;
+    default:
+        args_describe(L, index, got, sizeof got);
+        args_usage(L, "an id must be a text, an integer or {int4, int4}, not %s", got);
+    }
+    key_text(&key, name);
+    return key;
+}
+
+static KeyScheme check_scheme(lua_State *L, int index)
+{
+    KeyScheme scheme;
+    Error err;
+
+    if (!key_scheme_parse(args_text(L, index, "scheme"), &scheme, &err))
+        args_raise(L, &err);
+    return scheme;
+}
+
+static void push_key(lua_State *L, const LockKey *key)
+{
+    if (!key->pair) {
+        lua_pushinteger(L, key->key);
+        return;
+    }
+    lua_createtable(L, 2, 0);
+    lua_pushinteger(L, key->first);
+    lua_rawseti(L, -2, 1);
+    lua_pushinteger(L, key->second);
+    lua_rawseti(L, -2, 2);
+}
+
+/* key(id [, scheme [, prefix [, using]]]): the bigint key, or both int4 keys */
+static int lock_key(lua_State *L)
+{
+    KeyScheme scheme = SCHEME_PGLOCK;
+    int32_t prefix = 0;
+    char name[NAME_SIZE];
+    LockKey key;
+
+    lua_settop(L, 4);
+    if (!lua_isnil(L, 2))
+        scheme = check_scheme(L, 2);
+    if (!lua_isnil(L, 3))
+        prefix = check_int32(L, 3, "prefix");
+    key = check_id(L, 1, scheme, prefix, 4, name);
+    if (!key.pair) {
+        lua_pushinteger(L, key.key);
+        return 1;
+    }
+    lua_pushinteger(L, key.first);
+    lua_pushinteger(L, key.second);
+    return 2;
+}
+
+/* key_parts(key) or key_parts(a, b): classid, objid, objsubid, as pg_locks shows them */
+static int lock_key_parts(lua_State *L)
+{
+    char name[NAME_SIZE];
+    LockKey key = {0};
+    LockKeyParts parts;
+
+    if (!lua_isnoneornil(L, 2)) {
+        key.pair = true;
+        key.first = check_int32(L, 1, "the first int4 key");
+        key.second = check_int32(L, 2, "the second int4 key");
+    } else {
+        key = check_id(L, 1, SCHEME_PGLOCK, 0, 0, name);
+    }
+    parts = key_parts(&key);
+    lua_pushinteger(L, parts.classid);
+    lua_pushinteger(L, parts.objid);
+    lua_pushinteger(L, parts.objsubid);
+    return 3;
+}
+
+/* ---- guards ---------------------------------------------------------------------------------- */
+
+typedef struct {
+    AdvisoryLock *lock; /* NULL until it is had */
+} GuardObject;
+
+enum { GUARD_SESSION = 1, GUARD_ID };
+
+static AdvisoryLock *check_guard(lua_State *L, int index)
+{
+    GuardObject *guard = luaL_checkudata(L, index, GUARD_TNAME);
+
+    if (guard->lock == NULL)
+        args_usage(L, "the guard holds nothing");
+    return guard->lock;
+}
+
+/* guard:release(); idempotent */
+static int guard_release(lua_State *L)
+{
+    AdvisoryLock *lock = check_guard(L, 1);
+    Error err;
+
+    if (!advisory_release(lock, &err))
+        return args_raise(L, &err);
+    return 0;
+}
+
+/* Leaving the scope; with an error under way (index 2), that one counts. */
+static int guard_close(lua_State *L)
+{
+    AdvisoryLock *lock = check_guard(L, 1);
+    bool failing = !lua_isnoneornil(L, 2);
+    Error err;
+
+    if (lock->xact || advisory_release(lock, &err))
+        return 0;
+    if (!failing)
+        return args_raise(L, &err);
+    if (err.kind != ERROR_LOCK_LOST && err.kind != ERROR_CONNECTION)
+        log_printf(LOG_WARNING, "releasing lock %s: %s", lock->hold.name, err.message);
+    return 0;
+}
+
+/* Dropping it releases nothing: the session keeps the lock. */
+static int guard_gc(lua_State *L)
+{
+    GuardObject *guard = luaL_checkudata(L, 1, GUARD_TNAME);
+
+    advisory_forget(guard->lock);
+    guard->lock = NULL;
+    return 0;
+}
+
+/* guard:is_held(): asks the server */
+static int guard_is_held(lua_State *L)
+{
+    AdvisoryLock *lock = check_guard(L, 1);
+    bool held;
+    Error err;
+
+    if (!advisory_is_held(lock, &held, &err))
+        return args_raise(L, &err);
+    lua_pushboolean(L, held);
+    return 1;
+}
+
+static int guard_index(lua_State *L)
+{
+    AdvisoryLock *lock = check_guard(L, 1);
+    const char *name;
+
+    lua_settop(L, 2);
+    lua_pushvalue(L, 2);
+    if (lua_rawget(L, lua_upvalueindex(1)) != LUA_TNIL)
+        return 1;
+    name = lua_type(L, 2) == LUA_TSTRING ? lua_tostring(L, 2) : "";
+    if (strcmp(name, "id") == 0)
+        lua_getiuservalue(L, 1, GUARD_ID);
+    else if (strcmp(name, "key") == 0)
+        push_key(L, &lock->key);
+    else if (strcmp(name, "shared") == 0)
+        lua_pushboolean(L, lock->shared);
+    else if (strcmp(name, "xact") == 0)
+        lua_pushboolean(L, lock->xact);
+    else if (strcmp(name, "waited") == 0)
+        lua_pushnumber(L, lock->waited_s);
+    else if (strcmp(name, "acquired_at") == 0)
+        lua_pushnumber(L, lock->acquired_at);
+    else
+        lua_pushnil(L);
+    return 1;
+}
+
+static int guard_tostring(lua_State *L)
+{
+    AdvisoryLock *lock = check_guard(L, 1);
+
+    lua_pushfstring(L, "%s lock %s (%s)", lock->shared ? "shared" : "exclusive", lock->hold.name,
+                    lock->hold.session != NULL ? "held" : "released");
+    return 1;
+}
+
+/* ---- advisory -------------------------------------------------------------------------------- */
+
+typedef struct {
+    AdvisoryRequest request;
+    OnBusy on_busy;
+    KeyScheme scheme;
+    int32_t prefix;
+    int using; /* stack index, 0: none */
+} AdvisoryOptions;
+
+/* Read the options at `index`; a value that is needed later is left on the stack. */
+static void check_advisory_options(lua_State *L, int index, AdvisoryOptions *options)
+{
+    static const char *const NAMES[] = {"timeout", "shared", "xact",   "on_busy", "poll",
+                                        "using",   "scheme", "prefix", NULL};
+
+    if (!args_has_options(L, index, "advisory"))
+        return;
+    lua_pushnil(L);
+    while (lua_next(L, index) != 0) {
+        switch (args_option(L, "advisory", NAMES)) {
+        case 0:
+            options->request.timeout_us = args_duration(L, -1, "timeout");
+            options->request.has_timeout = true;
+            break;
+        case 1:
+            options->request.shared = args_boolean(L, -1, "advisory: shared");
+            break;
+        case 2:
+            options->request.xact = args_boolean(L, -1, "advisory: xact");
+            break;
+        case 3:
+            options->on_busy = check_on_busy(L, -1, "advisory");
+            break;
+        case 4:
+            options->request.poll_us = args_duration(L, -1, "poll");
+            break;
+        case 5:
+            if (options->using == 0) {
+                lua_pushvalue(L, -1);
+                lua_insert(L, -3); /* below the key that lua_next needs */
+                options->using = lua_gettop(L) - 2;
+            }
+            break;
+        case 6:
+            options->scheme = check_scheme(L, -1);
+            break;
+        default:
+            options->prefix = check_int32(L, -1, "prefix");
+        }
+        lua_pop(L, 1);
+    }
+}
+
+/* The rules that tie options to each other and to whether a function is called under the lock. */
+static void settle_on_busy(lua_State *L, AdvisoryOptions *options, bool with_function)
+{
+    if (options->on_busy == BUSY_SKIP && !with_function)
+        args_usage(L, "advisory: on_busy = \"skip\" needs a function to skip");
+    if (options->on_busy == BUSY_RETURN && with_function)
+        args_usage(L, "advisory: on_busy = \"return\" is for calls without a function; use "
+                      "\"skip\" or \"raise\"");
+    if (options->on_busy == BUSY_DEFAULT)
+        options->on_busy =
+            !with_function && options->request.has_timeout ? BUSY_RETURN : BUSY_RAISE;
+    /* poll = false is no polling; 0 would ask without a pause */
+    if (options->request.poll_us == DURATION_ENDLESS)
+        options->request.poll_us = 0;
+}
+
+/*
+ * advisory(session | nil, id, options | nil, with_function): a guard, or nil and the error.
+ * The session is options.using's where none is given.
+ */
+static int lock_advisory(lua_State *L)
+{
+    AdvisoryOptions options = {.scheme = SCHEME_PGLOCK};
+    char name[NAME_SIZE];
+    Session *session;
+    GuardObject *guard;
+    Error err;
+
+    lua_settop(L, 4);
+    if (!lua_isnil(L, 1))
+        options.using = 1;
+    check_advisory_options(L, 3, &options);
+    settle_on_busy(L, &options, lua_toboolean(L, 4));
+    session = bind_session_using(L, options.using == 0 ? 1 : options.using);
+    options.request.key = check_id(L, 2, options.scheme, options.prefix, lua_gettop(L), name);
+    options.request.name = name;
+
+    guard = lua_newuserdatauv(L, sizeof *guard, GUARD_ID);
+    guard->lock = NULL;
+    luaL_setmetatable(L, GUARD_TNAME);
+    lua_insert(L, -2);
+    lua_setiuservalue(L, -2, GUARD_SESSION);
+    lua_pushvalue(L, 2);
+    lua_setiuservalue(L, -2, GUARD_ID);
+    if (!advisory_acquire(session, &options.request, &guard->lock, &err))
+        return busy(L, options.on_busy, &err);
+    return 1;
+}
+
+/* ---- model ----------------------------------------------------------------------------------- */
+
+typedef struct {
+    ModelRequest request;
+    OnBusy on_busy;
+    int using;
+} ModelOptions;
+
+static void check_model_options(lua_State *L, int index, ModelOptions *options)
+{
+    static const char *const NAMES[] = {"mode", "timeout", "on_busy", "only", "using", NULL};
+    Error err;
+
+    if (!args_has_options(L, index, "model"))
+        return;
+    lua_pushnil(L);
+    while (lua_next(L, index) != 0) {
+        switch (args_option(L, "model", NAMES)) {
+        case 0:
+            if (!mode_parse(args_text(L, -1, "model: mode"), &options->request.mode, &err))
+                args_raise(L, &err);
+            break;
+        case 1:
+            options->request.timeout_us = args_duration(L, -1, "timeout");
+            options->request.has_timeout = true;
+            break;
+        case 2:
+            options->on_busy = check_on_busy(L, -1, "model");
+            break;
+        case 3:
+            options->request.only = args_boolean(L, -1, "model: only");
+            break;
+        default:
+            if (options->using == 0) {
+                lua_pushvalue(L, -1);
+                lua_insert(L, -3);
+                options->using = lua_gettop(L) - 2;
+            }
+        }
+        lua_pop(L, 1);
+    }
+    if (options->on_busy == BUSY_SKIP)
+        args_usage(L, "model: on_busy must be \"return\" or \"raise\": there is no function to "
+                      "skip");
+    if (options->on_busy == BUSY_DEFAULT)
+        options->on_busy = options->request.has_timeout ? BUSY_RETURN : BUSY_RAISE;
+}
+
+/* The relations' names at `index`, one or a list; their memory is left on the stack. */
+static void check_names(lua_State *L, int index, ModelRequest *request)
+{
+    const char **names;
+    lua_Unsigned count = lua_istable(L, index) ? lua_rawlen(L, index) : 1;
+
+    if (count > 10000)
+        args_usage(L, "model: %d tables are too many", (int)count);
+    names = lua_newuserdatauv(L, (size_t)(count + 1) * sizeof *names, 0);
+    for (lua_Unsigned i = 0; i < count; i++) {
+        if (lua_istable(L, index))
+            lua_rawgeti(L, index, (lua_Integer)i + 1);
+        else
+            lua_pushvalue(L, index);
+        names[i] = args_text(L, -1, "model: a table's name");
+        if (names[i][0] == '\0')
+            args_usage(L, "model: a table's name is empty");
+        lua_pop(L, 1); /* the caller's list, or argument, keeps it */
+    }
+    request->names = names;
+    request->count = (int)count;
+}
+
+/* model(session | nil, name | names, options | nil): true, or nil and the error */
+static int lock_model(lua_State *L)
+{
+    ModelOptions options = {.request.mode = MODE_ACCESS_EXCLUSIVE};
+    Session *session;
+    Error err;
+
+    lua_settop(L, 3);
+    if (!lua_isnil(L, 1))
+        options.using = 1;
+    check_model_options(L, 3, &options);
+    check_names(L, 2, &options.request);
+    session = bind_session_using(L, options.using == 0 ? 1 : options.using);
+    if (!model_lock(session, &options.request, &err))
+        return busy(L, options.on_busy, &err);
+    lua_pushboolean(L, true);
+    return 1;
+}
+
+/* ---- timeout --------------------------------------------------------------------------------- */
+
+typedef struct {
+    Session *session; /* NULL once it was restored */
+    LockTimeout timeout;
+} TimeoutObject;
+
+/* timeout(session | nil, duration, options | nil): what restores the value when it is closed */
+static int lock_timeout(lua_State *L)
+{
+    static const char *const NAMES[] = {"using", NULL};
+    int using = 1;
+    int64_t us;
+    Session *session;
+    TimeoutObject *object;
+    Error err;
+
+    lua_settop(L, 3);
+    us = args_duration(L, 2, "timeout");
+    if (us == 0)
+        args_usage(L, "timeout: 0 would mean no limit to PostgreSQL; write false for that");
+    if (args_has_options(L, 3, "timeout")) {
+        lua_pushnil(L);
+        while (lua_next(L, 3) != 0) {
+            args_option(L, "timeout", NAMES);
+            lua_pop(L, 1);
+        }
+        if (lua_isnil(L, 1)) {
+            lua_getfield(L, 3, "using");
+            using = lua_gettop(L);
+        }
+    }
+    object = lua_newuserdatauv(L, sizeof *object, 1);
+    object->session = NULL;
+    luaL_setmetatable(L, TIMEOUT_TNAME);
+    session = bind_session_using(L, using);
+    lua_setiuservalue(L, -2, 1);
+    if (!timeout_set(session, us, &object->timeout, &err))
+        return args_raise(L, &err);
+    object->session = session;
+    return 1;
+}
+
+static int timeout_close(lua_State *L)
+{
+    TimeoutObject *object = luaL_checkudata(L, 1, TIMEOUT_TNAME);
+    bool failing = !lua_isnoneornil(L, 2);
+    Session *session = object->session;
+    Error err;
+
+    object->session = NULL;
+    if (session == NULL || timeout_restore(session, &object->timeout, &err))
+        return 0;
+    if (!failing)
+        return args_raise(L, &err);
+    log_printf(LOG_WARNING, "putting lock_timeout back: %s", err.message);
+    return 0;
+}
+
+/* ---- registration ---------------------------------------------------------------------------- */
+
+static void register_modes(lua_State *L)
+{
+    for (int i = 0; i < MODE_COUNT; i++) {
+        char constant[40];
+
+        text_copy(constant, sizeof constant, mode_name((LockMode)i));
+        for (char *p = constant; *p != '\0'; p++)
+            *p = *p == ' ' ? '_' : *p;
+        lua_pushstring(L, mode_name((LockMode)i));
+        lua_setfield(L, -2, constant);
+    }
+}
+
+void bind_locks_register(lua_State *L)
+{
+    luaL_setfuncs(L,
+                  ((luaL_Reg[]){{"advisory", lock_advisory},
+                                {"model", lock_model},
+                                {"timeout", lock_timeout},
+                                {"key", lock_key},
+                                {"key_parts", lock_key_parts},
+                                {NULL, NULL}}),
+                  0);
+    lua_newtable(L);
+    register_modes(L);
+    lua_setfield(L, -2, "modes");
+
+    luaL_newmetatable(L, GUARD_TNAME);
+    luaL_setfuncs(L,
+                  ((luaL_Reg[]){{"__gc", guard_gc},
+                                {"__close", guard_close},
+                                {"__tostring", guard_tostring},
+                                {NULL, NULL}}),
+                  0);
+    luaL_newlib(L, ((luaL_Reg[]){{"release", guard_release},
+                                 {"is_held", guard_is_held},
+                                 {NULL, NULL}}));
+    lua_pushcclosure(L, guard_index, 1);
+    lua_setfield(L, -2, "__index");
+    lua_pop(L, 1);
+
+    luaL_newmetatable(L, TIMEOUT_TNAME);
+    lua_pushcfunction(L, timeout_close);
+    lua_setfield(L, -2, "__close");
+    lua_pop(L, 1);
+}

@@ -1,0 +1,37 @@
+/*
+ * Sessions in Lua: lock.connect, lock.db, lock.database, and the methods of a session and of a
+ * transaction (lua-api.md, "Sessions").
+ */
+#ifndef LOCKKEEPER_BIND_SESSION_H
+#define LOCKKEEPER_BIND_SESSION_H
+
+#include "pg/session.h"
+
+#include <lua.h>
+
+#define SESSION_TNAME     "lockkeeper.Session"
+#define TRANSACTION_TNAME "lockkeeper.Transaction"
+
+/*
+ * Make the metatables and the table of named sessions, and add connect, database, session and the
+ * table session_methods to the table on top.
+ */
+void bind_session_register(lua_State *L);
+
+/* Where the default session connects to; default: $DATABASE_URL, else libpq's own environment. */
+void bind_session_default_conninfo(lua_State *L, const char *conninfo);
+
+/* application_name of sessions made from now on, where the conninfo names none. Copied. */
+void bind_session_application(const char *application);
+
+/*
+ * The session at `index`: a session, an open transaction's session, or a session's name; nil or
+ * none is the default session. Pushes its userdata, to be kept with what depends on it.
+ */
+Session *bind_session_using(lua_State *L, int index);
+
+/* Call `visit` for every session object that exists. */
+void bind_session_each(lua_State *L, void (*visit)(Session *session, void *context),
+                       void *context);
+
+#endif

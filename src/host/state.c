@@ -1,0 +1,267 @@
+#include "host/state.h"
+
+#include "bind/args.h"
+#include "bind/module.h"
+#include "host/embedded.h"
+#include "host/signals.h"
+#include "pg/wait.h"
+
+#include <errno.h>
+#include <lauxlib.h>
+#include <lualib.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/ioctl.h>
+#include <unistd.h>
+
+/* ---- our modules ----------------------------------------------------------------------------- */
+
+/* Searcher for the modules in the binary; comes before those that look at files. */
+static int search_embedded(lua_State *L)
+{
+    const char *name = luaL_checkstring(L, 1);
+
+    for (const EmbeddedLua *file = EMBEDDED_LUA; file->module != NULL; file++) {
+        if (strcmp(file->module, name) == 0) {
+            if (luaL_loadbufferx(L, (const char *)file->code, file->size, name, "b") != LUA_OK)
+                return lua_error(L);
+            return 1;
+        }
+    }
+    lua_pushfstring(L, "no module '%s' in lockkeeper", name);
+    return 1;
+}
+
+static void add_searcher(lua_State *L)
+{
+    lua_getglobal(L, "package");
+    lua_getfield(L, -1, "searchers");
+    for (lua_Integer i = luaL_len(L, -1); i >= 2; i--) { /* after the first, package.preload */
+        lua_rawgeti(L, -1, i);
+        lua_rawseti(L, -2, i + 1);
+    }
+    lua_pushcfunction(L, search_embedded);
+    lua_rawseti(L, -2, 2);
+    lua_pop(L, 2);
+}
+
+static void use_directory(lua_State *L, const char *directory)
+{
+    lua_getglobal(L, "package");
+    lua_getfield(L, -1, "path");
+    lua_pushfstring(L, "%s/?.lua;%s/?/init.lua;%s", directory, directory, lua_tostring(L, -1));
+    lua_setfield(L, -3, "path");
+    lua_pop(L, 2);
+}
+
+/* ---- what the Lua half asks of the host ------------------------------------------------------- */
+
+static void set_text(lua_State *L, const char *name, const char *text)
+{
+    lua_pushstring(L, text);
+    lua_setfield(L, -2, name);
+}
+
+static int push_embedded(lua_State *L, const Embedded *embedded)
+{
+    lua_createtable(L, 0, 6);
+    set_text(L, "data", embedded->data);
+    set_text(L, "socket", embedded->socket);
+    set_text(L, "bindir", embedded->bindir);
+    set_text(L, "url", embedded->url);
+    lua_pushinteger(L, embedded->version);
+    lua_setfield(L, -2, "version");
+    lua_pushinteger(L, embedded->pid);
+    lua_setfield(L, -2, "pid");
+    return 1;
+}
+
+/* embedded_status(): a table { data, socket, bindir, url, version, pid } */
+static int host_embedded_status(lua_State *L)
+{
+    Embedded embedded;
+    Error err;
+
+    if (!embedded_status(&embedded, &err))
+        return args_raise(L, &err);
+    return push_embedded(L, &embedded);
+}
+
+/* embedded_start(): the same, running */
+static int host_embedded_start(lua_State *L)
+{
+    Embedded embedded;
+    Error err;
+
+    if (!embedded_start(&embedded, &err))
+        return args_raise(L, &err);
+    return push_embedded(L, &embedded);
+}
+
+/* embedded_stop(): was it running? */
+static int host_embedded_stop(lua_State *L)
+{
+    bool was_running;
+    Error err;
+
+    if (!embedded_stop(&was_running, &err))
+        return args_raise(L, &err);
+    lua_pushboolean(L, was_running);
+    return 1;
+}
+
+/* interrupted(): the signal that interrupted this process, or nil */
+static int host_interrupted(lua_State *L)
+{
+    if (wait_interrupted() == 0)
+        lua_pushnil(L);
+    else
+        lua_pushinteger(L, wait_interrupted());
+    return 1;
+}
+
+/* catch_signals(): Ctrl-C and its like interrupt, from now on */
+static int host_catch_signals(lua_State *L)
+{
+    Error err;
+
+    lua_rawgeti(L, LUA_REGISTRYINDEX, LUA_RIDX_MAINTHREAD);
+    if (!signals_interrupt(lua_tothread(L, -1), &err))
+        return args_raise(L, &err);
+    return 0;
+}
+
+/* forward_signals(): from now on they are read from the descriptor that is returned */
+static int host_forward_signals(lua_State *L)
+{
+    Error err;
+    int fd = signals_forward(&err);
+
+    if (fd < 0)
+        return args_raise(L, &err);
+    lua_pushinteger(L, fd);
+    return 1;
+}
+
+/* terminal(fd): its width in columns, or nil where it is no terminal */
+static int host_terminal(lua_State *L)
+{
+    int fd = (int)luaL_checkinteger(L, 1);
+    struct winsize size;
+
+    if (!isatty(fd))
+        return 0;
+    lua_pushinteger(L, ioctl(fd, TIOCGWINSZ, &size) == 0 && size.ws_col > 0 ? size.ws_col : 80);
+    return 1;
+}
+
+/* traceback(thread-or-nil, level): the script's lines */
+static int host_traceback(lua_State *L)
+{
+    args_push_traceback(L, L, (int)luaL_optinteger(L, 1, 0));
+    return 1;
+}
+
+/* setenv(name, value) */
+static int host_setenv(lua_State *L)
+{
+    if (setenv(luaL_checkstring(L, 1), luaL_checkstring(L, 2), 1) != 0)
+        return luaL_error(L, "setenv: %s", strerror(errno));
+    return 0;
+}
+
+/* replace(argv): become another program; returns only the error */
+static int host_replace(lua_State *L)
+{
+    lua_Unsigned count;
+    const char **argv;
+
+    luaL_checktype(L, 1, LUA_TTABLE);
+    count = lua_rawlen(L, 1);
+    argv = lua_newuserdatauv(L, (size_t)(count + 1) * sizeof *argv, 0);
+    for (lua_Unsigned i = 0; i < count; i++) {
+        lua_rawgeti(L, 1, (lua_Integer)i + 1);
+        argv[i] = luaL_checkstring(L, -1);
+        lua_pop(L, 1); /* the list keeps it */
+    }
+    argv[count] = NULL;
+    fflush(NULL);
+    execvp(argv[0], (char *const *)argv);
+    lua_pushstring(L, strerror(errno));
+    return 1;
+}
+
+static int open_host(lua_State *L)
+{
+    luaL_newlib(L, ((luaL_Reg[]){{"embedded_status", host_embedded_status},
+                                 {"embedded_start", host_embedded_start},
+                                 {"embedded_stop", host_embedded_stop},
+                                 {"interrupted", host_interrupted},
+                                 {"catch_signals", host_catch_signals},
+                                 {"forward_signals", host_forward_signals},
+                                 {"terminal", host_terminal},
+                                 {"traceback", host_traceback},
+                                 {"setenv", host_setenv},
+                                 {"replace", host_replace},
+                                 {NULL, NULL}}));
+    return 1;
+}
+
+/* ---- the state ------------------------------------------------------------------------------- */
+
+static void preload(lua_State *L, const char *module, lua_CFunction open)
+{
+    luaL_getsubtable(L, LUA_REGISTRYINDEX, LUA_PRELOAD_TABLE);
+    lua_pushcfunction(L, open);
+    lua_setfield(L, -2, module);
+    lua_pop(L, 1);
+}
+
+lua_State *state_new(void)
+{
+    lua_State *L = luaL_newstate();
+    const char *directory = getenv("LOCKKEEPER_LUA_DIR");
+
+    if (L == NULL)
+        return NULL;
+    luaL_openlibs(L);
+    preload(L, "lockkeeper.core", luaopen_lockkeeper_core);
+    preload(L, "lockkeeper.host", open_host);
+    if (directory != NULL && directory[0] != '\0')
+        use_directory(L, directory);
+    else
+        add_searcher(L);
+    return L;
+}
+
+/* The command line, protected: argc and argv come as light userdata. */
+static int protected_run(lua_State *L)
+{
+    int argc = (int)lua_tointeger(L, 1);
+    char **argv = lua_touserdata(L, 2);
+
+    lua_getglobal(L, "require");
+    lua_pushliteral(L, "lockkeeper.cli");
+    lua_call(L, 1, 1);
+    luaL_checkstack(L, argc + 2, "too many arguments");
+    for (int i = 1; i < argc; i++)
+        lua_pushstring(L, argv[i]);
+    lua_call(L, argc - 1, 1);
+    return 1;
+}
+
+int state_run(lua_State *L, int argc, char **argv)
+{
+    int code = 1;
+
+    lua_pushcfunction(L, protected_run);
+    lua_pushinteger(L, argc);
+    lua_pushlightuserdata(L, argv);
+    if (lua_pcall(L, 2, 1, 0) == LUA_OK)
+        code = (int)lua_tointeger(L, -1);
+    else /* the command line shows every error of its own; this is one of ours */
+        fprintf(stderr, "lockkeeper: %s\n", luaL_tolstring(L, -1, NULL));
+    lua_settop(L, 0);
+    return code;
+}
