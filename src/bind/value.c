@@ -6,7 +6,6 @@
 #include "pg/type.h"
 
 #include <lauxlib.h>
-#include <limits.h>
 #include <math.h>
 #include <stdint.h>
 #include <stdlib.h>

@@ -43,12 +43,15 @@ static void on_forward(int signo, siginfo_t *info, void *context)
     errno = saved;
 }
 
-/* A signal that was ignored when we started (nohup) stays so. */
+/*
+ * SIGHUP that was ignored when we started (nohup) stays so. SIGINT does not: a shell without job
+ * control ignores it for what it starts in the background, yet whoever sends it means us.
+ */
 static void set_handler(int signo, const struct sigaction *action)
 {
     struct sigaction before;
 
-    if (sigaction(signo, NULL, &before) == 0 && before.sa_handler != SIG_IGN)
+    if (signo != SIGHUP || (sigaction(signo, NULL, &before) == 0 && before.sa_handler != SIG_IGN))
         sigaction(signo, action, NULL);
 }
 

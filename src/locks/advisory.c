@@ -311,8 +311,8 @@ static bool acquire_polling(Session *session, const AdvisoryRequest *request, bo
         if (!polling_sleep(session, request->poll_us, deadline_us, err))
             return false;
     }
-    return error_set(err, ERROR_LOCK_TIMEOUT, "lock %s was not to be had in time: another session "
-                                              "holds it", request->name);
+    return error_set(err, ERROR_LOCK_TIMEOUT,
+                     "lock %s was not to be had in time: another session holds it", request->name);
 }
 
 static bool acquire(Session *session, const AdvisoryRequest *request, bool *waited, Error *err)
@@ -326,6 +326,18 @@ static bool acquire(Session *session, const AdvisoryRequest *request, bool *wait
     if (request->poll_us > 0)
         return acquire_polling(session, request, waited, err);
     return acquire_waiting(session, request, waited, err);
+}
+
+/* PostgreSQL says only that a statement was cancelled. */
+static void name_the_lock(const AdvisoryRequest *request, Error *err)
+{
+    char message[512];
+
+    if (err->kind != ERROR_LOCK_TIMEOUT || err->sqlstate[0] == '\0')
+        return;
+    text_copy(message, sizeof message, err->message);
+    snprintf(err->message, sizeof err->message, "lock %s was not to be had in time: %s",
+             request->name, message);
 }
 
 static void log_nesting(Session *session, const AdvisoryRequest *request)
@@ -357,6 +369,7 @@ bool advisory_acquire(Session *session, const AdvisoryRequest *request, Advisory
     start_us = clock_monotonic_us();
     if (!acquire(session, request, &waited, err)) {
         free(made);
+        name_the_lock(request, err);
         return false;
     }
     made->key = request->key;

@@ -8,7 +8,8 @@
 
 /* $1: the names, one array element each. Unknown ones come first, with a null oid. */
 static const char RESOLVE_SQL[] =
-    "SELECT n.name, c.oid, pg_catalog.format('%I.%I', s.nspname, c.relname)"
+    "SELECT n.name, c.oid,"
+    " CASE WHEN c.oid IS NOT NULL THEN pg_catalog.format('%I.%I', s.nspname, c.relname) END"
     " FROM pg_catalog.unnest($1::pg_catalog.text[]) WITH ORDINALITY AS n(name, position)"
     " LEFT JOIN pg_catalog.pg_class c"
     "   ON c.oid OPERATOR(pg_catalog.=) pg_catalog.to_regclass(n.name)::pg_catalog.oid"

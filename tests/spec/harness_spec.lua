@@ -114,6 +114,12 @@ describe("spawn", function()
     end
   end)
 
+  it("raises when the command cannot be started at all", function()
+    local ok, err = pcall(t.spawn, { "true", cwd = "/no/such/folder" })
+    assert.is_false(ok)
+    assert.matches("could not be started: true: .*/no/such/folder", err)
+  end)
+
   it("raises when a wait is over before the child", function()
     local child = t.spawn({ "sh", "-c", "echo so far; exec sleep 60" })
     t.wait_until(function() return child:stdout() == "so far\n" end, "its output")

@@ -55,11 +55,17 @@ if [ -n "$pid" ]; then
     done
 fi
 
-# A child may be forking at this moment: until none is left.
+# Again and again, since a child may be forking at this moment. SIGQUIT first: a PostgreSQL that a
+# child has started would leave a shared memory segment after SIGKILL.
 tries=0
 while found=$(marked) && [ -n "$found" ] && [ $tries -lt 40 ]; do
-    # shellcheck disable=SC2086
-    signal KILL $found
+    if [ $tries -lt 10 ]; then
+        # shellcheck disable=SC2086
+        signal QUIT $found
+    else
+        # shellcheck disable=SC2086
+        signal KILL $found
+    fi
     tries=$((tries + 1))
     sleep 0.05
 done

@@ -146,7 +146,7 @@ function exec.main(values, argv)
   check(values)
   local id = values.lock and ids.parse(values.lock, values.scheme)
   core.set_application("lockkeeper: " .. (values.lock or values.model))
-  local held <close> = id and acquire(id, values) or nil
+  local held = id and acquire(id, values)
   if id and not held then
     return values.busy_exit or 75
   end
@@ -156,7 +156,9 @@ function exec.main(values, argv)
   end
   local code = run(argv, held, values)
   if code == 125 then
-    lock.db:close() -- there is nothing left to give back
+    lock.db:ping() -- so that the session knows, too, that it has nothing left to give back
+  elseif held then
+    held:release() -- raises lock_lost, exit code 125, where something unlocked it in the middle
   end
   return code
 end

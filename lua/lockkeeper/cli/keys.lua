@@ -35,7 +35,7 @@ function keys.place()
 SELECT pg_catalog.current_database() AS database, pg_catalog.current_setting('server_version') AS version,
        pg_catalog.host(pg_catalog.inet_server_addr()) AS host, pg_catalog.inet_server_port() AS port,
        pg_catalog.current_setting('unix_socket_directories') AS socket]])
-  local at = row.host and ("%s:%d"):format(row.host, row.port) or row.socket
+  local at = row.host and ("%s:%d"):format(row.host, row.port) or row.socket:gsub('"', "")
   return ("database %s on %s (PostgreSQL %s)"):format(row.database, at, row.version:match("^%S+")), row.database
 end
 
