@@ -1,0 +1,71 @@
+#!/usr/bin/env bash
+# The first minute with Lockkeeper: installs what is missing (Debian 12, as root or with sudo),
+# builds, starts a private PostgreSQL, and lets two processes compete for one lock.
+#
+#   scripts/quickstart.sh
+set -euo pipefail
+cd "$(dirname "$0")/.."
+# shellcheck source=scripts/lib.sh
+. scripts/lib.sh
+
+# shellcheck disable=SC2086 # one word a package
+install_missing $BUILD_PACKAGES postgresql-15 postgresql-client-15 util-linux
+build build
+
+lockkeeper() { build/lockkeeper "$@"; }
+title() { printf '\n\033[1m%s\033[0m\n' "$*"; }
+[ -t 1 ] && [ -z "${NO_COLOR:-}" ] || title() { printf '\n%s\n' "$*"; }
+
+# What the two processes print, with the exit code where it is not 0.
+report() { # NAME EXIT-CODE
+  case $2 in
+  0) ;;
+  75) echo "$1: skipped (exit code 75: a lock was not to be had)" ;;
+  *) echo "$1: failed with exit code $2" >&2 && exit 1 ;;
+  esac
+}
+
+job=scripts/examples/non_overlapping.lua
+
+title "1. A private PostgreSQL of your own: lockkeeper db start"
+lockkeeper db start
+
+compete() { # FIRST SECOND
+  local code=0
+  lockkeeper run --embedded "$job" 2 "$1" &
+  local first=$!
+  # The second starts once the first has the lock.
+  for _ in {1..200}; do
+    lockkeeper who nightly-report --embedded --format json | grep -q '"granted":true' && break
+    sleep 0.02
+  done
+  lockkeeper run --embedded "$job" 2 "$2" || code=$?
+  report "$2" "$code"
+  code=0
+  wait $first || code=$?
+  report "$1" "$code"
+}
+
+title "2. Two processes start the same job: Anna comes first"
+compete Anna Bert
+title "3. Again, and now Bert comes first"
+compete Bert Anna
+
+title "4. The same for any command, as flock does for a file: lockkeeper exec"
+lockkeeper exec --embedded --lock nightly-report -- sh -c \
+  'echo "sh: I run under the lock with key $LOCKKEEPER_KEY"'
+
+title "5. A table lock under a short timeout"
+lockkeeper run --embedded scripts/examples/table_lock.lua
+
+cat <<'END'
+
+That was it. Now on your own:
+
+  build/lockkeeper run --embedded scripts/examples/non_overlapping.lua    in two terminals at once
+  build/lockkeeper who nightly-report --embedded                          who has it?
+  build/lockkeeper db psql                                                look at pg_locks
+  build/lockkeeper db stop                                                stop the private PostgreSQL
+
+With a server of your own: build/lockkeeper run --dsn postgres://user@host/database script.lua
+END
