@@ -36,6 +36,10 @@ bool duration_from_seconds(double seconds, const char *what, int64_t *us, Error 
 {
     char shown[40];
 
+    if (seconds == 0 || (seconds >= 0.001 && seconds < 9e12)) { /* the usual: nothing to show */
+        *us = (int64_t)llround(seconds * 1e6);
+        return true;
+    }
     snprintf(shown, sizeof shown, "%.15g", seconds);
     return from_us(seconds * 1e6, shown, what, us, err);
 }
@@ -111,7 +115,7 @@ bool duration_setting(int64_t us, const char *what, char *text, Error *err)
     int64_t ms;
 
     if (us == DURATION_ENDLESS) {
-        strcpy(text, "0");
+        memcpy(text, "0", sizeof "0");
         return true;
     }
     ms = us / 1000 + (us % 1000 != 0);
