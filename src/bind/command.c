@@ -1,6 +1,7 @@
 #include "bind/command.h"
 
 #include "base/duration.h"
+#include "base/log.h"
 #include "base/pqbuffer.h"
 #include "base/process.h"
 #include "bind/args.h"
@@ -18,7 +19,12 @@
 
 #define COMMAND_TNAME "lockkeeper.Command"
 
-enum { DEFAULT_GRACE_US = 5000000, WATCHED_MAX = 64 };
+enum {
+    DEFAULT_GRACE_US = 5000000,
+    WATCHED_MAX = 64,
+    BEAT_US = 5000000,    /* between two questions to a session */
+    ANSWER_US = 14000000, /* for it to answer */
+};
 
 extern char **environ;
 
@@ -174,19 +180,71 @@ static void check_options(lua_State *L, Command *command, ProcessSpec *spec)
 
 /* ---- running --------------------------------------------------------------------------------- */
 
+/* A session that holds a lock: the command ends with it. */
 typedef struct {
+    struct Watched *watched;
+    Session *session;
+    Fiber *fiber; /* NULL: none could be started */
+} Heart;
+
+typedef struct Watched {
     int sockets[WATCHED_MAX];
+    Heart hearts[WATCHED_MAX];
     int count;
+    Process *process;
+    bool lost; /* a session did not answer any more */
 } Watched;
 
-/* The sessions that hold a lock: the command ends with any of them. */
 static void watch_session(Session *session, void *context)
 {
     Watched *watched = context;
 
-    if (session->conn != NULL && !session->lost && session->holds.next != &session->holds &&
-        watched->count < WATCHED_MAX)
-        watched->sockets[watched->count++] = PQsocket(session->conn);
+    if (session->conn == NULL || session->lost || session->holds.next == &session->holds ||
+        watched->count == WATCHED_MAX)
+        return;
+    watched->hearts[watched->count] = (Heart){.watched = watched, .session = session};
+    watched->sockets[watched->count++] = PQsocket(session->conn);
+}
+
+/*
+ * A socket hangs up where the other end closes it. A server that hangs, or a proxy that swallows,
+ * is silent: so the sessions are asked while the command runs. It is noticed within 20 s.
+ */
+static void beat(void *argument)
+{
+    Heart *heart = argument;
+    Error err;
+
+    while (wait_for(NULL, 0, clock_deadline(BEAT_US), WAIT_NORMAL) == WAIT_DEADLINE) {
+        if (heart->session->activity != SESSION_FREE)
+            continue; /* whoever uses it finds out */
+        if (!session_heartbeat(heart->session, ANSWER_US, &err) && heart->session->lost) {
+            heart->watched->lost = true;
+            process_stop(heart->watched->process);
+            return;
+        }
+    }
+}
+
+static void start_hearts(Watched *watched, Process *process)
+{
+    Error err;
+
+    watched->process = process;
+    for (int i = 0; i < watched->count; i++) {
+        if (!fiber_start(&watched->hearts[i].fiber, beat, &watched->hearts[i], &err))
+            log_printf(LOG_WARNING, "the session is not watched for silence: %s", err.message);
+    }
+}
+
+static void stop_hearts(Watched *watched)
+{
+    for (int i = 0; i < watched->count; i++) {
+        if (watched->hearts[i].fiber != NULL) {
+            fiber_cancel(watched->hearts[i].fiber);
+            fiber_join(watched->hearts[i].fiber);
+        }
+    }
 }
 
 static bool open_pipe(int *ours, int *theirs, bool in, Error *err)
@@ -315,8 +373,10 @@ static int core_command(lua_State *L)
         return args_raise(L, &err);
     if (command->in >= 0 && command->input_left == 0)
         close_fd(&command->in);
+    start_hearts(&watched, command->process);
     run(command, &status, &interrupted);
-    if (status.lost) {
+    stop_hearts(&watched);
+    if (status.lost || watched.lost) {
         error_set(&err, ERROR_LOCK_LOST, "the session that held a lock ended while \"%.100s\" ran: "
                                          "it was stopped", spec.argv[0]);
         return args_raise(L, &err);
@@ -385,6 +445,7 @@ static int core_foreground(lua_State *L)
         args_push_error(L, &err);
         return 3;
     }
+    start_hearts(&watched, command->process);
     for (process_read(command->process, &status); status.state == PROCESS_RUNNING;
          process_read(command->process, &status)) {
         struct pollfd fds[2] = {
@@ -399,8 +460,9 @@ static int core_foreground(lua_State *L)
         }
         pass_signals(command->process, signals);
     }
+    stop_hearts(&watched);
     lua_pushinteger(L, status.exit_code);
-    lua_pushstring(L, status.lost ? "lost" : timed_out ? "timed_out" : "exited");
+    lua_pushstring(L, status.lost || watched.lost ? "lost" : timed_out ? "timed_out" : "exited");
     return 2;
 }
 

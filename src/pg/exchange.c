@@ -1,12 +1,12 @@
 #include "pg/exchange.h"
 
 #include "pg/errand.h"
+#include "pg/secret.h"
 
 #include <ctype.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <strings.h>
 
 enum {
     CANCEL_BOUND_US = 1000000, /* for a cancel request to be delivered */
@@ -15,26 +15,6 @@ enum {
 };
 
 /* ---- errors ---------------------------------------------------------------------------------- */
-
-/* Hide the literal after the word PASSWORD: what a statement says of a password stays here. */
-static void mask_passwords(char *text)
-{
-    char *p = text;
-
-    while ((p = strcasestr(p, "password")) != NULL) {
-        char *quote = p += strlen("password");
-
-        while (isspace((unsigned char)*quote))
-            quote++;
-        if (*quote != '\'')
-            continue;
-        for (p = quote + 1; *p != '\0' && (*p != '\'' || p[1] == '\''); p++) {
-            if (*p == '\'')
-                *p++ = '*';
-            *p = '*';
-        }
-    }
-}
 
 static const char *field(const PGresult *result, int code)
 {
@@ -112,7 +92,7 @@ bool session_result_error(Session *session, const PGresult *result, const char *
     text_copy(err->hint, sizeof err->hint, field(result, PG_DIAG_MESSAGE_HINT));
     if (sql != NULL) {
         text_copy(err->statement, sizeof err->statement, sql);
-        mask_passwords(err->statement);
+        secret_hide(err, sql);
     }
     if (strcmp(severity, "FATAL") == 0 || strcmp(severity, "PANIC") == 0)
         return make_lost(session, err);
@@ -150,6 +130,7 @@ bool exchange_enter(Session *session, SessionActivity activity, WaitMode mode, E
     if (!session_open(session, err))
         return false;
     session->activity = activity;
+    session->uses++;
     session->mode = mode;
     session->deadline_us = CLOCK_NEVER;
     session->cancelled = false;
@@ -179,10 +160,13 @@ void exchange_leave(Session *session)
         deferred_drop(session);
         return;
     }
-    if (PQtransactionStatus(session->conn) != PQTRANS_IDLE)
+    if (PQtransactionStatus(session->conn) != PQTRANS_IDLE) {
         session->in_block = true;
-    else if (session->in_block)
-        transaction_ended(session);
+    } else {
+        session->cache.changing = false;
+        if (session->in_block)
+            transaction_ended(session);
+    }
     if (session->deferred != NULL)
         deferred_run(session);
 }
@@ -253,7 +237,7 @@ bool exchange_wait(Session *session, Error *err)
         error_set(err, ERROR_CONNECTION, "the cancel request was not answered");
         return make_lost(session, err);
     case WAIT_DEADLINE:
-        error_set(err, ERROR_CONNECTION, "the server did not answer in time after an interrupt");
+        error_set(err, ERROR_CONNECTION, "the server did not answer in time");
         return make_lost(session, err);
     }
     if (PQconsumeInput(session->conn) == 0)
@@ -270,6 +254,21 @@ bool exchange_receive(Session *session, PGresult **result, Error *err)
     }
     *result = PQgetResult(session->conn);
     return true;
+}
+
+static bool is_copy(const PGresult *result)
+{
+    ExecStatusType status = PQresultStatus(result);
+
+    return status == PGRES_COPY_IN || status == PGRES_COPY_OUT || status == PGRES_COPY_BOTH;
+}
+
+/* A COPY has begun that nothing but the end of the connection can end. */
+static bool refuse_copy(Session *session, Error *err)
+{
+    error_set(err, ERROR_CONNECTION, "the statement began a COPY that can't be ended: the "
+                                     "connection was given up");
+    return make_lost(session, err);
 }
 
 void exchange_drain(Session *session)
@@ -292,7 +291,8 @@ void exchange_drain(Session *session)
                 PQfreemem(data);
                 data = NULL;
             }
-        }
+        } else if (status == PGRES_COPY_BOTH) /* a replication connection's */
+            refuse_copy(session, &ignored);
     }
 }
 
@@ -306,8 +306,13 @@ static bool starts_with(const char *text, const char *prefix)
 /* What a command does to the statements that were prepared. */
 static void note_command(Session *session, PGresult *result)
 {
-    static const char *const CHANGES[] = {"CREATE", "ALTER", "DROP", "DO", "CALL"};
+    /* SELECT: without rows it is SELECT INTO or CREATE TABLE AS. */
+    static const char *const CHANGES[] = {"CREATE", "ALTER", "DROP", "DO", "CALL", "SELECT"};
     const char *tag = PQcmdStatus(result);
+
+    /* COMMIT AND CHAIN, or with a BEGIN behind it: no look at the transaction's state tells. */
+    if (strcmp(tag, "COMMIT") == 0 && session->in_block)
+        transaction_ended(session);
 
     if (starts_with(tag, "DISCARD ALL") || starts_with(tag, "DEALLOCATE ALL")) {
         statement_cache_forget(&session->cache);
@@ -351,20 +356,14 @@ bool exchange_send(Session *session, const Statement *statement)
                              statement->values, statement->lengths, statement->formats, 0) == 1;
 }
 
-static bool send_prepared(Session *session, const Statement *statement, uint64_t number)
+static bool send_prepared(Session *session, const Statement *statement, const char *name)
 {
-    char name[STATEMENT_NAME_SIZE];
-
-    statement_name(number, name);
     return PQsendQueryPrepared(session->conn, name, statement->count, statement->values,
                                statement->lengths, statement->formats, 0) == 1;
 }
 
-static bool send_prepare(Session *session, const Statement *statement, uint64_t number)
+static bool send_prepare(Session *session, const Statement *statement, const char *name)
 {
-    char name[STATEMENT_NAME_SIZE];
-
-    statement_name(number, name);
     return PQsendPrepare(session->conn, name, statement->sql, statement->count,
                          statement->types) == 1;
 }
@@ -386,16 +385,16 @@ static bool pipeline_send(Session *session, const Statement *statement, uint64_t
         may_prepare(session) ? statement_cache_find(&session->cache, statement, &seen) : NULL;
 
     *preparing = 0;
-    if (cached == NULL || cached->suspect || !seen)
+    if (cached == NULL || !seen || !statement_cache_can_prepare(&session->cache, cached))
         return exchange_send(session, statement);
     if (!cached->prepared) {
         statement_cache_rename(&session->cache, cached);
-        if (!send_prepare(session, statement, cached->number))
+        if (!send_prepare(session, statement, cached->name))
             return false;
         *preparing = cached->number;
         cached->prepared = true;
     }
-    return send_prepared(session, statement, cached->number);
+    return send_prepared(session, statement, cached->name);
 }
 
 /* Read one command's results up to its NULL; the last one is the caller's. */
@@ -405,18 +404,21 @@ static bool pipeline_receive(Session *session, PGresult **result, Error *err)
 
     *result = NULL;
     for (;;) {
-        if (!exchange_receive(session, &next, err))
+        if (!exchange_receive(session, &next, err)) {
+            PQclear(*result);
+            *result = NULL;
             return false;
+        }
         if (next == NULL)
             return true;
         PQclear(*result);
         *result = next;
         if (PQresultStatus(next) == PGRES_PIPELINE_SYNC)
             return true;
-        if (PQresultStatus(next) == PGRES_COPY_IN || PQresultStatus(next) == PGRES_COPY_OUT) {
-            /* libpq can't leave a COPY inside a pipeline */
-            error_usage(err, "COPY … FROM STDIN and TO STDOUT go through copy_in and copy_out");
-            return exchange_broke(session, err);
+        if (is_copy(next)) { /* libpq can't leave a COPY inside a pipeline */
+            PQclear(next);
+            *result = NULL;
+            return refuse_copy(session, err);
         }
     }
 }
@@ -615,11 +617,12 @@ static PGresult *run_single(Session *session, const Statement *statement, Error 
 
     if (cached != NULL && cached->prepared) {
         result = receive_single(session, statement->sql,
-                                send_prepared(session, statement, cached->number), err);
+                                send_prepared(session, statement, cached->name), err);
         if (result != NULL || !is_stale(session, cached, err, was_idle))
             return result;
-    } else if (cached != NULL && ((seen && !cached->suspect) ||
-                                  (was_idle && session->cache.garbage_count > 0))) {
+    } else if (cached != NULL &&
+               ((seen && statement_cache_can_prepare(&session->cache, cached)) ||
+                (was_idle && session->cache.garbage_count > 0))) {
         if (run_pipeline(session, statement, 1, &result, err))
             return result;
         PQclear(result);
@@ -714,4 +717,26 @@ out:
         return results[1];
     PQclear(results[1]);
     return NULL;
+}
+
+bool session_heartbeat(Session *session, int64_t within_us, Error *err)
+{
+    static const Statement BEAT = {.sql = "SELECT pg_catalog.pg_backend_pid()", .unprepared = true};
+    PGresult *result;
+    bool same = false;
+
+    if (!exchange_enter(session, SESSION_BUSY, WAIT_CLEANUP, err))
+        return false;
+    session->deadline_us = clock_deadline(within_us);
+    result = receive_single(session, BEAT.sql, exchange_send(session, &BEAT), err);
+    if (result != NULL) {
+        same = strtol(PQgetvalue(result, 0, 0), NULL, 10) == session->pid;
+        if (!same) {
+            error_set(err, ERROR_CONNECTION, "a pooler gave the session to another client");
+            make_lost(session, err);
+        }
+        PQclear(result);
+    }
+    exchange_leave(session);
+    return same;
 }

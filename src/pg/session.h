@@ -62,8 +62,9 @@ typedef struct Session {
     bool pooled; /* statements may reach different backends: nothing of a session is kept */
 
     SessionActivity activity;
+    uint64_t uses;       /* grows with each use: the number of the one under way */
     WaitMode mode;       /* of what is under way */
-    int64_t deadline_us; /* set once an interrupt came: give up then */
+    int64_t deadline_us; /* give up then: set once an interrupt came, and by a heartbeat */
     bool cancelled;      /* what is under way was cancelled because of an interrupt */
     StatementCache cache;
     SessionHold holds; /* ring with this as its anchor */
@@ -96,8 +97,15 @@ bool session_reconnect(Session *session, Error *err);
 /* Has the session the right to session-level state: no pooler between, or one that keeps it? */
 bool session_keeps_state(const Session *session);
 
-/* PQtransactionStatus: PQTRANS_IDLE (also where it is not open), PQTRANS_INTRANS, … */
+/* PQtransactionStatus: PQTRANS_IDLE (also where it is not open, or lost), PQTRANS_INTRANS, … */
 PGTransactionStatusType session_transaction(const Session *session);
+
+/*
+ * Ask whether the other end is still there, and still the same backend, and give it `within_us` to
+ * answer; if not, the session is lost. For a session that has nothing else to do while something
+ * depends on its locks: TCP alone does not notice a server that hangs, or a proxy that does.
+ */
+bool session_heartbeat(Session *session, int64_t within_us, Error *err);
 
 /* ---- statements ---------------------------------------------------------------------------- */
 
@@ -142,8 +150,6 @@ bool session_stream(Session *session, const Statement *statement, Error *err);
 /* The next row (one tuple), or NULL: with *done at the end, without it after an error. */
 PGresult *session_stream_next(Session *session, bool *done, Error *err);
 
-/* Read what is left of it. Harmless where it has ended. */
-void session_stream_drain(Session *session);
 
 /* COPY … FROM STDIN: start, put pieces, end (with an `abort` reason: nothing is copied). */
 bool session_copy_in(Session *session, const char *sql, Error *err);
@@ -155,6 +161,15 @@ char *session_copy_get(Session *session, size_t *length, Error *err);
 
 /* End either. *rows: how many were copied. */
 bool session_copy_end(Session *session, const char *abort, int64_t *rows, Error *err);
+
+/*
+ * Does the stream or the copy still go on which was `use` (session->uses) when it had begun? It may
+ * have been ended by the rollback of its transaction, or with the connection.
+ */
+bool session_is_in_use(const Session *session, uint64_t use);
+
+/* End what streams or copies, if something does: rows left are read, what was put is not copied. */
+void session_abandon(Session *session);
 
 /* ---- transactions ---------------------------------------------------------------------------- */
 

@@ -12,7 +12,7 @@ void statement_name(uint64_t number, char name[STATEMENT_NAME_SIZE])
 
 static void discard(StatementCache *cache, CachedStatement *cached)
 {
-    if (cached->prepared && cache->garbage_count < STATEMENT_CACHE_SIZE)
+    if (cached->prepared)
         cache->garbage[cache->garbage_count++] = cached->number;
     cached->prepared = false;
 }
@@ -78,9 +78,15 @@ CachedStatement *statement_cache_find(StatementCache *cache, const Statement *st
     return oldest;
 }
 
+bool statement_cache_can_prepare(const StatementCache *cache, const CachedStatement *cached)
+{
+    return !cached->suspect && !cache->changing && cache->garbage_count <= STATEMENT_CACHE_SIZE;
+}
+
 void statement_cache_rename(StatementCache *cache, CachedStatement *cached)
 {
     cached->number = ++cache->names;
+    statement_name(cached->number, cached->name);
 }
 
 void statement_cache_suspect(StatementCache *cache, CachedStatement *cached)
@@ -91,6 +97,7 @@ void statement_cache_suspect(StatementCache *cache, CachedStatement *cached)
 
 void statement_cache_suspect_all(StatementCache *cache)
 {
+    cache->changing = true;
     for (int i = 0; i < STATEMENT_CACHE_SIZE; i++) {
         if (cache->places[i].prepared)
             statement_cache_suspect(cache, &cache->places[i]);

@@ -37,7 +37,8 @@ typedef struct {
     int count;
     bool prepared;
     bool suspect;      /* its plan may be outdated by DDL or gone: send it unprepared */
-    uint64_t number;   /* its name is "lockkeeper_<number>" */
+    uint64_t number;
+    char name[STATEMENT_NAME_SIZE]; /* "lockkeeper_<number>" */
     uint64_t last_use;
 } CachedStatement;
 
@@ -45,8 +46,11 @@ typedef struct {
     CachedStatement places[STATEMENT_CACHE_SIZE];
     uint64_t clock;
     uint64_t names;
-    uint64_t garbage[STATEMENT_CACHE_SIZE]; /* prepared on the server, to be deallocated */
+    /* Prepared on the server, to be deallocated. Nothing is prepared while there are more of them
+     * than places, so that there is room for those of all places at any time. */
+    uint64_t garbage[2 * STATEMENT_CACHE_SIZE];
     int garbage_count;
+    bool changing; /* the open transaction has DDL, whose plans may not outlive it: prepare none */
 } StatementCache;
 
 /*
@@ -56,12 +60,17 @@ typedef struct {
 CachedStatement *statement_cache_find(StatementCache *cache, const Statement *statement,
                                       bool *seen_before);
 
+/* Would a plan be of use, and last? */
+bool statement_cache_can_prepare(const StatementCache *cache, const CachedStatement *cached);
+
 /* Give it a new name, to be prepared under. */
 void statement_cache_rename(StatementCache *cache, CachedStatement *cached);
 void statement_name(uint64_t number, char name[STATEMENT_NAME_SIZE]);
 
-/* After DDL: plans may be outdated. They are sent unprepared until they could be deallocated. */
+/* Its plan is outdated: it is sent unprepared until it could be deallocated. */
 void statement_cache_suspect(StatementCache *cache, CachedStatement *cached);
+
+/* After DDL: so may be all of them, and those that its transaction would prepare. */
 void statement_cache_suspect_all(StatementCache *cache);
 
 /* After DEALLOCATE ALL, DISCARD ALL or a new connection: nothing is prepared any more. */
