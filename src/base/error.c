@@ -1,7 +1,6 @@
 #include "base/error.h"
 
 #include <stdarg.h>
-#include <stdint.h>
 #include <stdio.h>
 #include <string.h>
 
@@ -68,6 +67,25 @@ void text_copy(char *buffer, size_t size, const char *text)
         memcpy(buffer, text, size);
         cut_with_ellipsis(buffer, size);
     }
+}
+
+const char *text_integer(char buffer[TEXT_INTEGER_SIZE], int64_t number)
+{
+    char digits[TEXT_INTEGER_SIZE];
+    uint64_t rest = number < 0 ? 0 - (uint64_t)number : (uint64_t)number;
+    size_t count = 0;
+    char *end = buffer;
+
+    do {
+        digits[count++] = (char)('0' + rest % 10);
+        rest /= 10;
+    } while (rest > 0);
+    if (number < 0)
+        *end++ = '-';
+    while (count > 0)
+        *end++ = digits[--count];
+    *end = '\0';
+    return buffer;
 }
 
 bool error_set(Error *err, ErrorKind kind, const char *format, ...)

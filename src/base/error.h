@@ -11,6 +11,7 @@
 
 #include <stdbool.h>
 #include <stddef.h>
+#include <stdint.h>
 
 typedef enum {
     ERROR_NONE,
@@ -55,6 +56,10 @@ bool error_is_busy(const Error *err);
 
 /* Copy text into a buffer of `size` bytes, cut at a UTF-8 character and marked with "…". */
 void text_copy(char *buffer, size_t size, const char *text);
+
+/* The decimal digits of a number; returns the buffer. Much quicker than printf. */
+enum { TEXT_INTEGER_SIZE = 24 };
+const char *text_integer(char buffer[TEXT_INTEGER_SIZE], int64_t number);
 
 /*
  * The known word nearest to `word` (edit distance at most a third of its length, at least 2), or

@@ -75,13 +75,16 @@ typedef struct {
 } Launch;
 
 enum {
-    FREE_WAIT_US = 2 * 1000 * 1000, /* how long process_free waits for the keeper's end */
-    ROUND_STEP_US = 1000,           /* rounds of SIGKILL come every 1, 2, 3, ... */
-    ROUND_LONGEST_US = 100 * 1000,  /* ... and at last 100 ms */
-    PID_LIMIT = 4 * 1024 * 1024,    /* PID_MAX_LIMIT of a 64-bit kernel */
-    DEPTH_LIMIT = 4096,             /* of a chain of parents */
-    PROC_PATH_SIZE = 32,            /* "4194303/stat" and more */
-    LISTING_SIZE = 64 * 1024,       /* of /proc read at once */
+    FREE_WAIT_US = 2 * 1000 * 1000,   /* how long process_free waits for the keeper's end */
+    ORPHANS_FIRST_US = 5 * 1000,      /* orphans are looked for after 5 ms, 10 ms, 20 ms, ... */
+    ORPHANS_LONGEST_US = 1000 * 1000, /* ... and at last every second */
+    ROUND_SHORTEST_US = 1000,         /* between two rounds of SIGKILL */
+    ROUND_LONGEST_US = 100 * 1000,
+    ROUNDS_PER_FULL = 16,
+    PID_LIMIT = 4 * 1024 * 1024, /* PID_MAX_LIMIT of a 64-bit kernel */
+    DEPTH_LIMIT = 4096,          /* of a chain of parents */
+    PROC_PATH_SIZE = 32,         /* "4194303/stat" and more */
+    LISTING_SIZE = 64 * 1024,    /* of /proc read at once */
 };
 
 /*
@@ -113,6 +116,12 @@ typedef struct {
     pid_t head;                 /* the root's own child that is signalled first, or 0 */
 } Family;
 
+/* The rounds of SIGKILL. */
+typedef struct {
+    int count;
+    int64_t pause_us;
+} Rounds;
+
 typedef struct {
     pid_t pid;
     pid_t parent;
@@ -135,8 +144,37 @@ static bool pid_set_has(const PidSet *set, pid_t pid)
     return pid > 0 && pid < PID_LIMIT && (set->words[pid / 64] >> (pid % 64) & 1) != 0;
 }
 
-static PidSet listed; /* all processes at the begin of a walk over the family */
-static PidSet found;  /* the descendants that this walk has come across */
+/* The lowest member above pid, or 0. */
+static pid_t pid_set_above(const PidSet *set, pid_t pid)
+{
+    uint64_t mask = ~UINT64_C(0) << (pid + 1) % 64;
+
+    for (int word = (pid + 1) / 64; word < PID_LIMIT / 64; word++) {
+        if ((set->words[word] & mask) != 0)
+            return word * 64 + __builtin_ctzll(set->words[word] & mask);
+        mask = ~UINT64_C(0);
+    }
+    return 0;
+}
+
+/* The highest member below pid, or 0. */
+static pid_t pid_set_below(const PidSet *set, pid_t pid)
+{
+    uint64_t mask = ~UINT64_C(0) >> (63 - (pid - 1) % 64);
+
+    for (int word = (pid - 1) / 64; word >= 0 && pid > 1; word--) {
+        if ((set->words[word] & mask) != 0)
+            return word * 64 + 63 - __builtin_clzll(set->words[word] & mask);
+        mask = ~UINT64_C(0);
+    }
+    return 0;
+}
+
+static PidSet listed;    /* all processes at the begin of a walk over the family */
+static PidSet found;     /* the descendants that this walk has come across */
+static PidSet strangers; /* processes that are older than the root */
+static PidSet asked;     /* the descendants that were sent SIGTERM ... */
+static PidSet killed;    /* ... and SIGKILL */
 
 /* "123" and the suffix ("", "/stat") to `path`, without stdio. */
 static void proc_path(char path[PROC_PATH_SIZE], pid_t pid, const char *suffix)
@@ -198,8 +236,9 @@ static bool family_open(Family *family)
 }
 
 /*
- * Climb from pid to the root. A parent that ends on the way has left its children to the root, so
- * the climb begins again. A chain that is too long gets shorter by the death of those above.
+ * Climb from pid to the root, or to a process that is older and so is none of its descendants. A
+ * parent that ends on the way has left its children to the root, so the climb begins again. A chain
+ * that is too long gets shorter by the death of those above.
  */
 static bool family_has(const Family *family, pid_t pid)
 {
@@ -215,8 +254,11 @@ static bool family_has(const Family *family, pid_t pid)
             proc_path(path, at, "/stat");
             if (!stat_read(family->proc, path, &stat))
                 break;
-            if (stat.started < family->started || stat.parent == 0)
-                return false; /* whoever is older than the root is none of its children */
+            if (stat.started < family->started || stat.parent == 0) {
+                if (depth == 0)
+                    pid_set_add(&strangers, pid);
+                return false;
+            }
             chain[depth++] = at;
             if (stat.parent == family->root || pid_set_has(&found, stat.parent)) {
                 while (depth > 0)
@@ -230,27 +272,50 @@ static bool family_has(const Family *family, pid_t pid)
     return false;
 }
 
-/* The open directory names the process for good: a number that is used again is not hit. */
-static void family_signal_one(const Family *family, pid_t pid, int signo)
+typedef enum { OLDEST_FIRST, NEWEST_FIRST, NEW_ORPHANS } Choice;
+
+/* Is this a child of the root, by its parent's end, that was not sent SIGTERM? */
+static bool family_has_new_orphan(const Family *family, pid_t pid)
 {
     char path[PROC_PATH_SIZE];
+    ProcStat stat;
+
+    proc_path(path, pid, "/stat");
+    return !pid_set_has(&asked, pid) && stat_read(family->proc, path, &stat) &&
+           stat.parent == family->root;
+}
+
+/*
+ * Returns whether this descendant was there and had not been sent the signal before. The open
+ * directory names the process for good: a number that is used again is not hit.
+ */
+static bool family_signal_one(const Family *family, pid_t pid, int signo, Choice choice)
+{
+    PidSet *sent = signo == SIGTERM ? &asked : &killed;
+    char path[PROC_PATH_SIZE];
+    bool fresh = false;
     int fd;
 
     proc_path(path, pid, "");
     fd = openat(family->proc, path, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
     if (fd < 0)
-        return;
-    if (family_has(family, pid)) {
+        return false;
+    if (choice == NEW_ORPHANS ? family_has_new_orphan(family, pid) : family_has(family, pid)) {
         pidfd_send_signal(fd, signo, NULL, 0);
         if (signo == SIGTERM)
             pidfd_send_signal(fd, SIGCONT, NULL, 0); /* a stopped one would not notice */
+        fresh = !pid_set_has(sent, pid);
+        pid_set_add(sent, pid);
     }
     close(fd);
+    return fresh;
 }
 
-static void family_list(const Family *family)
+/* Fill `listed`; returns the highest pid. */
+static pid_t family_list(const Family *family)
 {
     static char listing[LISTING_SIZE] __attribute__((aligned(8)));
+    pid_t highest = 0;
     ssize_t length;
 
     memset(&listed, 0, sizeof listed);
@@ -259,48 +324,65 @@ static void family_list(const Family *family)
     while ((length = getdents64(family->proc, listing, sizeof listing)) > 0) {
         for (ssize_t at = 0; at < length;) {
             const struct dirent64 *entry = (const struct dirent64 *)(listing + at);
+            pid_t pid = (pid_t)strtol(entry->d_name, NULL, 10); /* 0 for a name */
 
-            pid_set_add(&listed, (pid_t)strtol(entry->d_name, NULL, 10)); /* 0 for a name */
+            pid_set_add(&listed, pid);
+            highest = pid > highest ? pid : highest;
             at += entry->d_reclen;
         }
     }
+    return highest;
 }
 
 /*
- * Send a signal to every descendant that there was at the begin, parents first, as far as numbers
- * tell: a shell that sees its child end before it has the signal itself would go on with its next
- * step; and the processes that it starts to clean up are not to get a SIGTERM meant for others.
+ * Send a signal to every descendant that there was at the begin.
  *
- * What survived a round of SIGKILL is taken from the end: one that forks and exits again and again
- * must be caught between two forks, while it still has the highest number.
+ * OLDEST_FIRST: parents first, as far as numbers tell: a shell that sees its child end before it
+ * has the signal itself would go on with its next step; and the processes that it starts to clean
+ * up are not to get a SIGTERM meant for others.
+ *
+ * NEW_ORPHANS: for those that were born while the SIGTERM went round, if their parents have ended.
+ * (Where the parent still waits for one, it may be cleaning up. It has until SIGKILL.)
+ *
+ * NEWEST_FIRST: for what survived SIGKILL: one that forks and exits again and again must be caught
+ * between two forks, when it has the highest number; so no time is lost with strangers.
+ *
+ * Returns whether one was found that had not been sent the signal before.
  */
-static void family_signal(const Family *family, int signo, bool newest_first)
+static bool family_signal(const Family *family, int signo, Choice choice)
 {
-    const int count = PID_LIMIT / 64;
+    pid_t highest = family_list(family);
+    pid_t pid = choice == NEWEST_FIRST ? highest + 1 : 0;
+    bool fresh = false;
 
-    family_list(family);
-    if (family->head > 0)
-        family_signal_one(family, family->head, signo);
-    for (int i = 0; i < count; i++) {
-        int word = newest_first ? count - 1 - i : i;
-        uint64_t left = listed.words[word];
-
-        while (left != 0) {
-            int bit = newest_first ? 63 - __builtin_clzll(left) : __builtin_ctzll(left);
-            pid_t pid = (pid_t)(word * 64 + bit);
-
-            left &= ~(UINT64_C(1) << bit);
-            if (pid != family->root && pid != family->head)
-                family_signal_one(family, pid, signo);
-        }
+    if (choice == OLDEST_FIRST)
+        memset(&strangers, 0, sizeof strangers);
+    if (family->head > 0 && choice != NEW_ORPHANS)
+        fresh = family_signal_one(family, family->head, signo, choice);
+    for (;;) {
+        pid = choice == NEWEST_FIRST ? pid_set_below(&listed, pid) : pid_set_above(&listed, pid);
+        if (pid == 0)
+            break;
+        if (pid != family->root && pid != family->head && !pid_set_has(&strangers, pid))
+            fresh = family_signal_one(family, pid, signo, choice) || fresh;
     }
+    return fresh;
 }
 
-/* The pause after a number of rounds of SIGKILL. */
-static int64_t round_pause_us(int rounds)
+/*
+ * One more round of SIGKILL; returns the pause before the next. It grows where no new descendant
+ * came to light: then the kernel has not let go of one yet, or it may not be signalled. A number
+ * that a stranger had may have gone to a descendant: every now and then all are looked at.
+ */
+static int64_t family_kill(const Family *family, Rounds *rounds)
 {
-    return rounds < ROUND_LONGEST_US / ROUND_STEP_US ? rounds * (int64_t)ROUND_STEP_US
-                                                     : ROUND_LONGEST_US;
+    bool all = rounds->count++ % ROUNDS_PER_FULL == 0;
+
+    if (family_signal(family, SIGKILL, all ? OLDEST_FIRST : NEWEST_FIRST))
+        rounds->pause_us = ROUND_SHORTEST_US;
+    else if (rounds->pause_us < ROUND_LONGEST_US)
+        rounds->pause_us *= 2;
+    return rounds->pause_us;
 }
 
 /* --- The command, before it is one --- */
@@ -376,7 +458,7 @@ static bool search_goes_on(int failure)
 
 /*
  * Search the PATH of the command's own environment, as env(1) does. A file that may not be
- * executed does not end the search, but is remembered.
+ * executed does not end the search, but is remembered; a folder that may not be searched is not.
  */
 static _Noreturn void command_search(const Launch *launch, int report)
 {
@@ -404,7 +486,7 @@ static _Noreturn void command_search(const Launch *launch, int report)
         failure = command_exec_file(launch, file, &step);
         if (!search_goes_on(failure))
             command_fail(report, STEP_EXEC, failure);
-        denied = denied || failure == EACCES;
+        denied = denied || (failure == EACCES && access(file, F_OK) == 0);
     }
     if (denied)
         command_fail(report, STEP_EXEC, EACCES);
@@ -450,8 +532,10 @@ typedef struct {
     bool over;   /* it has ended, with `status` */
     int status;
     Phase phase;
-    int64_t next_us; /* when SIGKILL is sent, again in PHASE_KILLING */
-    int rounds;
+    int64_t orphans_us;       /* when new orphans are looked for, in PHASE_STOPPING */
+    int64_t orphans_pause_us; /* since the last time */
+    int64_t kill_us;          /* when SIGKILL is sent; the next time in PHASE_KILLING */
+    Rounds rounds;
 } Keeper;
 
 /* There are few reports, so there is room; and where nobody listens any more, none is needed. */
@@ -499,8 +583,10 @@ static void keeper_stop(Keeper *k)
         return;
     k->phase = PHASE_STOPPING;
     k->fd_count = FD_WATCHED; /* no longer polled, but still open */
-    k->next_us = clock_deadline(k->launch->spec->grace_us);
-    family_signal(&k->family, SIGTERM, false);
+    k->kill_us = clock_deadline(k->launch->spec->grace_us);
+    k->orphans_pause_us = ORPHANS_FIRST_US;
+    family_signal(&k->family, SIGTERM, OLDEST_FIRST);
+    k->orphans_us = clock_deadline(k->orphans_pause_us);
 }
 
 /* The first round comes with the next turn of the loop. */
@@ -510,16 +596,25 @@ static void keeper_kill(Keeper *k)
         return;
     k->phase = PHASE_KILLING;
     k->fd_count = FD_WATCHED;
-    k->next_us = 0;
+    k->orphans_us = CLOCK_NEVER;
+    k->kill_us = 0;
 }
 
-static void keeper_kill_when_due(Keeper *k)
+/* Send the signals whose time has come. */
+static void keeper_signal_when_due(Keeper *k)
 {
-    if (clock_monotonic_us() < k->next_us)
-        return;
-    k->phase = PHASE_KILLING;
-    family_signal(&k->family, SIGKILL, k->rounds > 0);
-    k->next_us = clock_deadline(round_pause_us(++k->rounds));
+    int64_t now_us = clock_monotonic_us();
+
+    if (now_us >= k->kill_us) {
+        k->phase = PHASE_KILLING;
+        k->orphans_us = CLOCK_NEVER;
+        k->kill_us = clock_deadline(family_kill(&k->family, &k->rounds));
+    } else if (now_us >= k->orphans_us) {
+        family_signal(&k->family, SIGTERM, NEW_ORPHANS);
+        if (k->orphans_pause_us < ORPHANS_LONGEST_US)
+            k->orphans_pause_us *= 2;
+        k->orphans_us = clock_deadline(k->orphans_pause_us);
+    }
 }
 
 /* Reap all that have ended. False where no child, hence no descendant, is left. */
@@ -578,10 +673,11 @@ static void keeper_hear_exec(Keeper *k)
 static void keeper_poll(Keeper *k)
 {
     struct signalfd_siginfo info;
+    int64_t next_us = k->kill_us < k->orphans_us ? k->kill_us : k->orphans_us;
     int64_t wait_ms = -1;
 
-    if (k->next_us != CLOCK_NEVER) {
-        wait_ms = (k->next_us - clock_monotonic_us() + 999) / 1000;
+    if (next_us != CLOCK_NEVER) {
+        wait_ms = (next_us - clock_monotonic_us() + 999) / 1000;
         wait_ms = wait_ms < 0 ? 0 : wait_ms > INT_MAX ? INT_MAX : wait_ms;
     }
     if (poll(k->fds, (nfds_t)k->fd_count, (int)wait_ms) <= 0)
@@ -645,7 +741,9 @@ static _Noreturn void keeper_run(const Launch *launch)
                 .fds = launch->fds,
                 .fd_count = launch->fd_count,
                 .phase = PHASE_RUNNING,
-                .next_us = CLOCK_NEVER};
+                .orphans_us = CLOCK_NEVER,
+                .kill_us = CLOCK_NEVER,
+                .rounds.pause_us = ROUND_SHORTEST_US};
 
     if (!family_open(&k.family))
         start_fail(launch, STEP_PROC);
@@ -659,7 +757,7 @@ static _Noreturn void keeper_run(const Launch *launch)
     while (keeper_reap(&k)) {
         if (k.over)
             keeper_stop(&k); /* what it left behind */
-        keeper_kill_when_due(&k);
+        keeper_signal_when_due(&k);
         keeper_poll(&k);
     }
     if (k.fds[FD_EXEC].fd >= 0 && !k.failed)
@@ -682,7 +780,7 @@ static _Noreturn void heir_run(const Launch *launch)
     pid_t keeper;
     pid_t pid;
     int status = 0;
-    int rounds = 0;
+    Rounds rounds = {.pause_us = ROUND_SHORTEST_US};
 
     signal(SIGCHLD, SIG_DFL); /* ignored, it would reap for us and forget the status */
     prctl(PR_SET_NAME, "keeper", 0, 0, 0);
@@ -701,9 +799,8 @@ static _Noreturn void heir_run(const Launch *launch)
     if (pid == keeper && WIFEXITED(status) && WEXITSTATUS(status) == 0)
         _exit(0);
     do {
-        struct timespec pause = {.tv_nsec = round_pause_us(rounds + 1) * 1000};
+        struct timespec pause = {.tv_nsec = family_kill(&family, &rounds) * 1000};
 
-        family_signal(&family, SIGKILL, rounds++ > 0);
         nanosleep(&pause, NULL);
         while ((pid = waitpid(-1, NULL, WNOHANG | __WALL)) > 0)
             ;

@@ -52,19 +52,26 @@ CachedStatement *statement_cache_find(StatementCache *cache, const Statement *st
                                       bool *seen_before)
 {
     size_t length = strlen(statement->sql);
-    CachedStatement *oldest = &cache->places[0];
+    uint8_t *hint = &cache->hints[(uintptr_t)statement->sql / 16 % sizeof cache->hints];
+    CachedStatement *oldest = &cache->places[*hint];
 
     *seen_before = false;
     if (statement->unprepared || length > STATEMENT_SQL_MAX ||
         statement->count > STATEMENT_TYPES_MAX)
         return NULL;
     cache->clock++;
-    for (int i = 0; i < STATEMENT_CACHE_SIZE; i++) {
+    if (is_same(oldest, statement, length)) {
+        oldest->last_use = cache->clock;
+        *seen_before = true;
+        return oldest;
+    }
+    for (uint8_t i = 0; i < STATEMENT_CACHE_SIZE; i++) {
         CachedStatement *cached = &cache->places[i];
 
         if (is_same(cached, statement, length)) {
             cached->last_use = cache->clock;
             *seen_before = true;
+            *hint = i;
             return cached;
         }
         if (cached->last_use < oldest->last_use)

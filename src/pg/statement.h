@@ -44,6 +44,7 @@ typedef struct {
 
 typedef struct {
     CachedStatement places[STATEMENT_CACHE_SIZE];
+    uint8_t hints[16]; /* where a text was found last, by its address: the first place to look */
     uint64_t clock;
     uint64_t names;
     /* Prepared on the server, to be deallocated. Nothing is prepared while there are more of them

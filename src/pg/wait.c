@@ -174,10 +174,10 @@ static nfds_t gather(int64_t *deadline_us)
     return count;
 }
 
-/* Hand out what poll found, in the order of gather. */
-static void distribute(void)
+/* Hand out what poll found, in the order of gather; `deadline_us` is the earliest of all. */
+static void distribute(int64_t deadline_us)
 {
-    int64_t now = clock_monotonic_us();
+    int64_t now = deadline_us == CLOCK_NEVER ? 0 : clock_monotonic_us();
     nfds_t at = 1;
     Fiber *fiber = current;
 
@@ -233,7 +233,7 @@ static void poll_all(void)
         for (nfds_t i = 0; i < count; i++)
             polled[i].revents = 0;
     }
-    distribute();
+    distribute(deadline_us);
 }
 
 /* Run whoever can run next; returns when it is the current fiber's turn again. */

@@ -23,8 +23,8 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
-#define S  *(int64_t)1000000
-#define MS *(int64_t)1000
+static const int64_t SECOND = 1000000;
+static const int64_t MS = 1000;
 
 enum { PATIENCE_MS = 20000 };
 
@@ -54,7 +54,8 @@ typedef struct {
 static void run_init(Run *run, const char *const *argv)
 {
     *run = (Run){.output = -1};
-    run->spec = (ProcessSpec){.argv = argv, .in = -1, .out = -1, .err = -1, .grace_us = 10 S};
+    run->spec =
+        (ProcessSpec){.argv = argv, .in = -1, .out = -1, .err = -1, .grace_us = 10 * SECOND};
 }
 
 static bool run_start(Run *run)
@@ -77,18 +78,40 @@ static bool readable(int fd)
     return poll(&poll_fd, 1, PATIENCE_MS) == 1;
 }
 
+/* Read what is there, waiting for something. False at the output's end. */
+static bool run_read_more(Run *run)
+{
+    ssize_t got;
+
+    CHECK(readable(run->output));
+    got = read(run->output, run->text + run->length, sizeof run->text - 1 - run->length);
+    CHECK(got >= 0);
+    run->length += (size_t)got;
+    return got > 0;
+}
+
 /* Read until the output ends (NULL), or holds a text. */
 static void run_read(Run *run, const char *until)
 {
-    ssize_t got = 1;
-
-    while (got > 0 && (until == NULL || strstr(run->text, until) == NULL)) {
-        CHECK(readable(run->output));
-        got = read(run->output, run->text + run->length, sizeof run->text - 1 - run->length);
-        CHECK(got >= 0);
-        run->length += (size_t)got;
+    while (until == NULL || strstr(run->text, until) == NULL) {
+        if (!run_read_more(run)) {
+            CHECK(until == NULL);
+            return;
+        }
     }
-    CHECK(until == NULL || got > 0);
+}
+
+static void run_read_lines(Run *run, int lines)
+{
+    for (;;) {
+        int count = 0;
+
+        for (const char *p = run->text; (p = strchr(p, '\n')) != NULL; p++)
+            count++;
+        if (count >= lines)
+            return;
+        CHECK(run_read_more(run));
+    }
 }
 
 static void run_wait(Run *run)
@@ -112,14 +135,13 @@ static void check_no_child(void)
     CHECK(waitpid(-1, NULL, WNOHANG) == -1 && errno == ECHILD);
 }
 
-/* The pid that stands as the n-th word of the output. */
-static pid_t word_pid(const Run *run, int n)
+/* The pid in the output after "name=". */
+static pid_t pid_in(const Run *run, const char *name)
 {
-    const char *p = run->text;
+    const char *p = strstr(run->text, name);
 
-    while (n-- > 0)
-        p += strcspn(p, " \n") + 1;
-    return (pid_t)atoi(p);
+    CHECK(p != NULL);
+    return (pid_t)strtol(p + strlen(name), NULL, 10);
 }
 
 static bool is_gone(pid_t pid)
@@ -132,14 +154,12 @@ static pid_t parent_of(pid_t pid)
     char path[64];
     char text[512];
     FILE *file;
-    int parent = 0;
 
     snprintf(path, sizeof path, "/proc/%d/stat", (int)pid);
     file = fopen(path, "re");
     CHECK(file != NULL && fgets(text, sizeof text, file) != NULL);
     fclose(file);
-    CHECK(sscanf(strrchr(text, ')'), ") %*c %d", &parent) == 1);
-    return (pid_t)parent;
+    return (pid_t)strtol(strrchr(text, ')') + strlen(") S "), NULL, 10);
 }
 
 /* --- Starting and ending --- */
@@ -321,20 +341,31 @@ static void test_ignored_signals(void)
     CHECK((status_signals(&run, "SigIgn") >> (SIGUSR1 - 1) & 1) == 0);
 }
 
+static void check_line(int fd, const char *line)
+{
+    char text[64] = "";
+
+    CHECK(readable(fd) && read(fd, text, sizeof text - 1) > 0);
+    CHECK(strcmp(text, line) == 0);
+    close(fd);
+}
+
 static void test_crossed_descriptors(void)
 {
     int saved[3];
-    int ends[2];
-    char text[64] = "";
+    int one[2];
+    int two[2];
     Run run;
     bool ok;
 
     run_init(&run, SHELL("echo to-out; echo to-err >&2"));
+    CHECK(pipe2(one, O_CLOEXEC) == 0 && pipe2(two, O_CLOEXEC) == 0);
+    fflush(stdout);
     for (int i = 0; i < 3; i++)
         saved[i] = fcntl(i, F_DUPFD_CLOEXEC, 10);
-    CHECK(pipe2(ends, O_CLOEXEC) == 0);
-    dup3(ends[1], 2, O_CLOEXEC); /* 1 and 2 change places; 0 is closed */
-    close(0);
+    dup3(one[1], 1, O_CLOEXEC);
+    dup3(two[1], 2, O_CLOEXEC);
+    close(0); /* so that the next descriptor to be opened gets 0 */
     run.spec.out = 2;
     run.spec.err = 1;
     ok = process_start(&run.process, &run.spec, &run.exec_errno, &run.err);
@@ -342,11 +373,11 @@ static void test_crossed_descriptors(void)
         dup2(saved[i], i);
         close(saved[i]);
     }
-    close(ends[1]);
+    close(one[1]);
+    close(two[1]);
     CHECK(ok);
-    CHECK(readable(ends[0]) && read(ends[0], text, sizeof text - 1) > 0);
-    CHECK(strcmp(text, "to-out\n") == 0);
-    close(ends[0]);
+    check_line(two[0], "to-out\n");
+    check_line(one[0], "to-err\n");
     run_wait(&run);
     run_close(&run);
 }
@@ -369,19 +400,31 @@ static void test_signal(void)
 
 /* --- Descendants --- */
 
-/* Two generations, in sessions of their own, their parents gone. */
-#define STRAY "(setsid sh -c '(setsid sleep 1000 & echo $!) & echo $$; exec sleep 1000' &) & "
+/* Two descendants in sessions of their own, their parents gone. They say so in a line each. */
+#define STRAY                                                                                      \
+    "(setsid sh -c '(setsid sleep 1000 & echo inner=$!) & echo outer=$$; exec sleep 1000' &) & "
+
+/*
+ * A shell that waits. "ready" comes from the child, when it has been executed: before that it has
+ * the shell's trap, which would swallow the signal.
+ */
+#define WAIT "sh -c 'echo ready; exec sleep 1000' & wait"
 
 static void test_left_behind(void)
 {
     Run run;
     int64_t begun = clock_monotonic_us();
 
-    run_init(&run, SHELL(STRAY "sleep 0.2; exit 5"));
-    run_to_end(&run);
-    CHECK(clock_monotonic_us() - begun < 5 S);
+    run_init(&run, SHELL(STRAY "trap 'exit 5' USR1; " WAIT));
+    CHECK(run_start(&run));
+    run_read_lines(&run, 3);
+    process_signal(run.process, SIGUSR1);
+    run_read(&run, NULL);
+    run_wait(&run);
+    CHECK(clock_monotonic_us() - begun < 5 * SECOND);
     CHECK(run.status.exit_code == 5 && !run.status.lost);
-    CHECK(is_gone(word_pid(&run, 0)) && is_gone(word_pid(&run, 1)));
+    CHECK(is_gone(pid_in(&run, "inner=")) && is_gone(pid_in(&run, "outer=")));
+    run_close(&run);
 }
 
 static void test_stop(void)
@@ -389,7 +432,7 @@ static void test_stop(void)
     Run run;
     int64_t begun;
 
-    run_init(&run, SHELL(STRAY "trap 'echo term; exit 6' TERM; echo ready; sleep 1000 & wait"));
+    run_init(&run, SHELL(STRAY "trap 'echo term; exit 6' TERM; " WAIT));
     CHECK(run_start(&run));
     run_read(&run, "ready");
     process_stop(run.process);
@@ -401,13 +444,13 @@ static void test_stop(void)
 
     /* One that ignores SIGTERM is killed after `grace`, no sooner. */
     run_init(&run, SHELL("trap '' TERM; echo ready; while :; do sleep 1000; done"));
-    run.spec.grace_us = 300 MS;
+    run.spec.grace_us = 300 * MS;
     CHECK(run_start(&run));
     run_read(&run, "ready");
     begun = clock_monotonic_us();
     process_stop(run.process);
     run_wait(&run);
-    CHECK(clock_monotonic_us() - begun >= 300 MS && clock_monotonic_us() - begun < 3 S);
+    CHECK(clock_monotonic_us() - begun >= 300 * MS && clock_monotonic_us() - begun < 3 * SECOND);
     CHECK(run.status.exit_code == 137);
     run_close(&run);
 
@@ -473,6 +516,17 @@ static _Noreturn void role_bomb(void)
     }
 }
 
+/* Has a child every moment: some are born while the SIGTERM goes round. */
+static _Noreturn void role_brood(void)
+{
+    for (int i = 0; i < 300; i++) {
+        if (fork() == 0)
+            break;
+    }
+    for (;;)
+        pause();
+}
+
 /* A chain of `left` children, each the parent of the next. */
 static _Noreturn void role_chain(int left)
 {
@@ -487,18 +541,18 @@ static _Noreturn void role_chain(int left)
         pause();
 }
 
-static void check_killed(const char *role)
+static void check_killed(const char *role, int64_t grace_us)
 {
     Run run;
     int64_t begun;
 
     run_init(&run, SELF(role));
-    run.spec.grace_us = 50 MS;
+    run.spec.grace_us = grace_us;
     begun = clock_monotonic_us();
     CHECK(run_start(&run));
     if (strcmp(role, "chain") == 0)
         run_read(&run, "ready");
-    else
+    else if (strcmp(role, "brood") != 0)
         usleep(100000); /* into full swing */
     process_stop(run.process);
     run_read(&run, NULL);
@@ -511,10 +565,11 @@ static void check_killed(const char *role)
 
 static void test_forkers(void)
 {
-    check_killed("chain");
-    check_killed("hopper");
-    check_killed("hoppers");
-    check_killed("bomb");
+    check_killed("brood", CLOCK_NEVER);
+    check_killed("chain", 50 * MS);
+    check_killed("hopper", 50 * MS);
+    check_killed("hoppers", 50 * MS);
+    check_killed("bomb", 50 * MS);
 }
 
 /* --- Watched sockets, and the deaths of those above --- */
@@ -525,7 +580,7 @@ static void test_lost(void)
     Run run;
 
     CHECK(socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, ends) == 0);
-    run_init(&run, SHELL(STRAY "trap 'exit 0' TERM; echo ready; sleep 1000 & wait"));
+    run_init(&run, SHELL(STRAY "trap 'exit 0' TERM; " WAIT));
     run.spec.watched = &ends[0];
     run.spec.watched_count = 1;
     CHECK(run_start(&run));
@@ -607,8 +662,7 @@ static void test_caller_killed(void)
     Run run;
     pid_t caller;
 
-    run_init(&run, SHELL(STRAY "trap 'sleep 0.2; echo cleaned; exit' TERM; echo ready $$; "
-                               "sleep 1000 & wait"));
+    run_init(&run, SHELL(STRAY "trap 'sleep 0.2; echo cleaned; exit' TERM; " WAIT));
     caller = start_caller(&run, &far);
     run_read(&run, "ready");
     kill(caller, SIGKILL);
@@ -648,17 +702,16 @@ static void test_keeper_killed(void)
     pid_t command;
 
     CHECK(socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, ends) == 0);
-    run_init(&run, SHELL("echo $$; " STRAY "trap '' TERM; sleep 0.2; echo ready; "
-                         "while :; do sleep 1000; done"));
+    run_init(&run, SHELL("echo self=$$; " STRAY "trap '' TERM; while :; do sleep 1000; done"));
     run.spec.watched = &ends[0];
     run.spec.watched_count = 1;
     CHECK(run_start(&run));
-    run_read(&run, "ready");
+    run_read_lines(&run, 3);
     close(ends[0]);
-    command = word_pid(&run, 0);
+    command = pid_in(&run, "self=");
     kill(parent_of(command), SIGKILL);
     CHECK(readable(ends[1]) && read(ends[1], &byte, 1) == 0);
-    CHECK(is_gone(command) && is_gone(word_pid(&run, 1)) && is_gone(word_pid(&run, 2)));
+    CHECK(is_gone(command) && is_gone(pid_in(&run, "inner=")) && is_gone(pid_in(&run, "outer=")));
     run_wait(&run);
     CHECK(run.status.signal == SIGKILL && run.status.exit_code == 137 && !run.status.lost);
     run_close(&run);
@@ -669,10 +722,10 @@ static void test_heir_killed(void)
 {
     Run run;
 
-    run_init(&run, SHELL("echo $$; " STRAY "trap 'exit 4' TERM; echo ready; sleep 1000 & wait"));
+    run_init(&run, SHELL("echo self=$$; " STRAY "trap 'exit 4' TERM; " WAIT));
     CHECK(run_start(&run));
-    run_read(&run, "ready");
-    kill(parent_of(parent_of(word_pid(&run, 0))), SIGKILL);
+    run_read_lines(&run, 4);
+    kill(parent_of(parent_of(pid_in(&run, "self="))), SIGKILL);
     process_stop(run.process);
     run_read(&run, NULL);
     run_wait(&run);
@@ -788,7 +841,9 @@ static int play_role(const char *role)
     if (strcmp(role, "report-ignored") == 0)
         return role_report_ignored();
     if (strcmp(role, "chain") == 0)
-        role_chain(400);
+        role_chain(150);
+    if (strcmp(role, "brood") == 0)
+        role_brood();
     if (strcmp(role, "bomb") == 0) {
         /* The limit does not hold for root, so it is one of a user's who has no other process. */
         struct rlimit limit = {.rlim_cur = 200, .rlim_max = 200};
