@@ -1,10 +1,22 @@
 #include "host/state.h"
 
+#include <errno.h>
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
 
 #include <lua.h>
+
+/* What was printed may still wait in a buffer: a full disk is found out only now. */
+static void check_stdout(void)
+{
+    if (fclose(stdout) != 0 && errno != EPIPE && errno != EBADF) {
+        fprintf(stderr, "lockkeeper: cannot write to standard output: %s\n", strerror(errno));
+        _exit(EXIT_FAILURE);
+    }
+}
 
 int main(int argc, char **argv)
 {
@@ -13,6 +25,7 @@ int main(int argc, char **argv)
 
     /* Inherited as ignored, it would hide how children end. */
     signal(SIGCHLD, SIG_DFL);
+    atexit(check_stdout);
     L = state_new();
     if (L == NULL) {
         fprintf(stderr, "lockkeeper: out of memory\n");

@@ -9,8 +9,12 @@ local core = require "lockkeeper.core"
 
 core.set_home((debug.getinfo(1, "S").source:gsub("init%.lua$", "")))
 
+---@alias ErrorKind
+---| "usage" | "lock_timeout" | "not_acquired" | "deadlock" | "lock_lost" | "connection" | "sql"
+---| "cancelled" | "timed_out"
+
 ---@class Error
----@field kind "usage"|"lock_timeout"|"not_acquired"|"deadlock"|"lock_lost"|"connection"|"sql"|"cancelled"|"timed_out"
+---@field kind ErrorKind
 ---@field busy boolean        true for not_acquired and lock_timeout
 ---@field message string
 ---@field sqlstate? string
@@ -40,6 +44,13 @@ core.set_home((debug.getinfo(1, "S").source:gsub("init%.lua$", "")))
 ---@field scheme? "pglock"|"pglocks"|"postgresql-lock"|"with_advisory_lock"|"hashtext"
 ---@field prefix? integer               with_advisory_lock's number
 
+---@class ModelOptions
+---@field mode? string                  "SHARE", lock.SHARE, …; default "ACCESS EXCLUSIVE"
+---@field timeout? number|string|false  0: NOWAIT; default: the session's lock_timeout
+---@field on_busy? "return"|"raise"     default "return" where there is a timeout, else "raise"
+---@field only? boolean                 without descendants
+---@field using? string|Session
+
 local lock = {
   connect = core.connect,
   database = core.database,
@@ -60,6 +71,9 @@ local session_methods = core.session_methods
 -- Shifts (options, fn) where the options were left out: fn may stand in their place.
 local function shift(options, fn, ...)
   if type(options) == "function" then
+    if fn == nil and select("#", ...) == 0 then
+      return nil, options -- not a nil more than what the caller gave
+    end
     return nil, options, fn, ...
   end
   return options, fn, ...
@@ -72,7 +86,9 @@ local function check_function(name, fn)
 end
 
 local function option(options, name)
-  return type(options) == "table" and options[name] or nil
+  if type(options) == "table" then
+    return options[name]
+  end
 end
 
 ---------------------------------------------------------------------------------------------------
@@ -159,21 +175,15 @@ end
 
 --- The key of an id: one bigint, or both int4 keys.
 ---@param id string|integer|integer[]
----@param scheme? string|AdvisoryOptions  or a table { scheme =, prefix =, using = }
+---@param scheme? string|{ scheme?: string, prefix?: integer, using?: string|Session }
 ---@return integer key
 ---@return integer? second
 function lock.key(id, scheme)
-  if type(scheme) == "table" then
-    return core.key(id, scheme.scheme, scheme.prefix, scheme.using)
-  end
   return core.key(id, scheme)
 end
 
 function session_methods:key(id, scheme)
-  if type(scheme) == "table" then
-    return core.key(id, scheme.scheme, scheme.prefix, self)
-  end
-  return core.key(id, scheme, nil, self)
+  return core.key(id, scheme, self)
 end
 
 ---------------------------------------------------------------------------------------------------
@@ -182,7 +192,7 @@ end
 --- Lock tables until the transaction, which must be open, ends.
 --- Source: PostgreSQL manual, "LOCK".
 ---@param names string|string[]  as PostgreSQL parses them: orders, public.orders, "Odd Name"
----@param options? { mode?: string, timeout?: number|string|false, on_busy?: "return"|"raise", only?: boolean, using?: string|Session }
+---@param options? ModelOptions
 ---@return true? locked
 ---@return Error? err            kind "not_acquired" or "lock_timeout"; the transaction is still usable
 function lock.model(names, options)
@@ -316,7 +326,7 @@ end
 
 --- Run a command, without a shell. It is stopped when a session of this process that holds a lock
 --- ends, and with this process; so is everything that it started.
----@param command table  { "pg_dump", "-Fc", stdin = text, env = { NAME = value }, cwd = path, grace = duration }
+---@param command table  { "pg_dump", "-Fc", stdin = text, env = { NAME = value }, cwd =, grace = }
 ---@return integer code  its exit code; 128 + N where signal N ended it
 ---@return string stdout
 ---@return string stderr

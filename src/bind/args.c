@@ -169,6 +169,12 @@ void args_push_traceback(lua_State *L, lua_State *from, int level)
 
 /* ---- options --------------------------------------------------------------------------------- */
 
+/* A conninfo that came where something else belongs. */
+static bool may_hold_password(const char *text)
+{
+    return strstr(text, "://") != NULL || strcasestr(text, "password") != NULL;
+}
+
 void args_describe(lua_State *L, int index, char *text, size_t size)
 {
     int type = lua_type(L, index);
@@ -178,7 +184,7 @@ void args_describe(lua_State *L, int index, char *text, size_t size)
         size_t length;
         const char *value = lua_tolstring(L, index, &length);
 
-        if (length > 40)
+        if (length > 40 || may_hold_password(value))
             snprintf(text, size, "a text of %zu bytes", length);
         else
             snprintf(text, size, "\"%s\"", value);

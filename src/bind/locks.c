@@ -52,11 +52,9 @@ static int busy(lua_State *L, OnBusy on_busy, const Error *err)
 static int32_t check_int32(lua_State *L, int index, const char *what)
 {
     char got[64];
-    lua_Integer number;
-    int exact = 0;
+    lua_Integer number = lua_isinteger(L, index) ? lua_tointeger(L, index) : INT64_MAX;
 
-    number = lua_type(L, index) == LUA_TNUMBER ? lua_tointegerx(L, index, &exact) : 0;
-    if (!exact || number < INT32_MIN || number > INT32_MAX) {
+    if (number < INT32_MIN || number > INT32_MAX) {
         args_describe(L, index, got, sizeof got);
         args_usage(L, "%s must be an integer from -2147483648 to 2147483647, not %s", what, got);
     }
@@ -142,20 +140,50 @@ static void push_key(lua_State *L, const LockKey *key)
     lua_rawseti(L, -2, 2);
 }
 
-/* key(id [, scheme [, prefix [, using]]]): the bigint key, or both int4 keys */
+typedef struct {
+    KeyScheme scheme;
+    int32_t prefix;
+} KeyOptions;
+
+/* A scheme's name, or a table: the same options as advisory's. `using` takes index 3's place. */
+static KeyOptions check_key_options(lua_State *L, int index)
+{
+    static const char *const NAMES[] = {"scheme", "prefix", "using", NULL};
+    KeyOptions options = {.scheme = SCHEME_PGLOCK};
+
+    if (lua_type(L, index) == LUA_TSTRING) {
+        options.scheme = check_scheme(L, index);
+        return options;
+    }
+    if (!args_has_options(L, index, "key"))
+        return options;
+    lua_pushnil(L);
+    while (lua_next(L, index) != 0) {
+        int option = args_option(L, "key", NAMES);
+
+        if (option == 0)
+            options.scheme = check_scheme(L, -1);
+        else if (option == 1)
+            options.prefix = check_int32(L, -1, "prefix");
+        lua_pop(L, 1);
+    }
+    if (lua_isnil(L, 3)) {
+        lua_getfield(L, index, "using");
+        lua_replace(L, 3);
+    }
+    return options;
+}
+
+/* key(id, scheme | options | nil, session | nil): the bigint key, or both int4 keys */
 static int lock_key(lua_State *L)
 {
-    KeyScheme scheme = SCHEME_PGLOCK;
-    int32_t prefix = 0;
     char name[NAME_SIZE];
+    KeyOptions options;
     LockKey key;
 
-    lua_settop(L, 4);
-    if (!lua_isnil(L, 2))
-        scheme = check_scheme(L, 2);
-    if (!lua_isnil(L, 3))
-        prefix = check_int32(L, 3, "prefix");
-    key = check_id(L, 1, scheme, prefix, 4, name);
+    lua_settop(L, 3);
+    options = check_key_options(L, 2);
+    key = check_id(L, 1, options.scheme, options.prefix, 3, name);
     if (!key.pair) {
         lua_pushinteger(L, key.key);
         return 1;
@@ -196,8 +224,14 @@ enum { GUARD_SESSION = 1, GUARD_ID };
 
 static AdvisoryLock *check_guard(lua_State *L, int index)
 {
-    GuardObject *guard = luaL_checkudata(L, index, GUARD_TNAME);
+    GuardObject *guard = luaL_testudata(L, index, GUARD_TNAME);
+    char got[64];
 
+    if (guard == NULL) {
+        args_describe(L, index, got, sizeof got);
+        args_usage(L, "a guard was expected, not %s (call methods with a colon: held:release())",
+                   got);
+    }
     if (guard->lock == NULL)
         args_usage(L, "the guard holds nothing");
     return guard->lock;
@@ -325,6 +359,8 @@ static void check_advisory_options(lua_State *L, int index, AdvisoryOptions *opt
             break;
         case 4:
             options->request.poll_us = args_duration(L, -1, "poll");
+            if (options->request.poll_us == 0)
+                args_usage(L, "advisory: poll must be longer than 0; false is without polling");
             break;
         case 5:
             if (options->using == 0) {
@@ -354,7 +390,6 @@ static void settle_on_busy(lua_State *L, AdvisoryOptions *options, bool with_fun
     if (options->on_busy == BUSY_DEFAULT)
         options->on_busy =
             !with_function && options->request.has_timeout ? BUSY_RETURN : BUSY_RAISE;
-    /* poll = false is no polling; 0 would ask without a pause */
     if (options->request.poll_us == DURATION_ENDLESS)
         options->request.poll_us = 0;
 }
@@ -433,6 +468,10 @@ static void check_model_options(lua_State *L, int index, ModelOptions *options)
         }
         lua_pop(L, 1);
     }
+}
+
+static void settle_model(lua_State *L, ModelOptions *options)
+{
     if (options->on_busy == BUSY_SKIP)
         args_usage(L, "model: on_busy must be \"return\" or \"raise\": there is no function to "
                       "skip");
@@ -474,6 +513,7 @@ static int lock_model(lua_State *L)
     if (!lua_isnil(L, 1))
         options.using = 1;
     check_model_options(L, 3, &options);
+    settle_model(L, &options);
     check_names(L, 2, &options.request);
     session = bind_session_using(L, options.using == 0 ? 1 : options.using);
     if (!model_lock(session, &options.request, &err))

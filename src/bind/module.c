@@ -74,7 +74,12 @@ static int core_nearest(lua_State *L)
 /* array(list): marks it as a PostgreSQL array */
 static int core_array(lua_State *L)
 {
-    luaL_checktype(L, 1, LUA_TTABLE);
+    char got[64];
+
+    if (!lua_istable(L, 1)) {
+        args_describe(L, 1, got, sizeof got);
+        args_usage(L, "array: a list was expected, not %s", got);
+    }
     lua_settop(L, 1);
     luaL_setmetatable(L, SQL_ARRAY_TNAME);
     return 1;

@@ -1,13 +1,17 @@
 #include "bind/session.h"
 
 #include "base/duration.h"
-#include "base/pqbuffer.h"
 #include "bind/args.h"
-#include "bind/json.h"
+#include "bind/buffer.h"
+#include "bind/number.h"
+#include "bind/result.h"
+#include "bind/stream.h"
 #include "bind/value.h"
 #include "pg/quote.h"
+#include "pg/type.h"
 
 #include <lauxlib.h>
+#include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -19,13 +23,10 @@ static const char ALL[] = "lockkeeper.sessions.all";
 static const char KEPT[] = "lockkeeper.sessions.kept";
 static const char DEFAULT_CONNINFO[] = "lockkeeper.conninfo";
 
-static const char RESULT_TNAME[] = "lockkeeper.Result";
-static const char BUFFER_TNAME[] = "lockkeeper.Buffer";
-static const char ROWS_TNAME[] = "lockkeeper.Rows";
-static const char COPY_TNAME[] = "lockkeeper.Copy";
+static const char DEFAULT_NAME[] = "default";
 
-/* User value of a session: the table of element types of its own array types. */
-enum { UV_ELEMENTS = 1 };
+/* User value of a session: the element types of a user's own array types. */
+enum { UV_KNOWN_TYPES = 1 };
 /* User value of what belongs to a session: the session. */
 enum { UV_SESSION = 1 };
 
@@ -46,6 +47,7 @@ void bind_session_default_conninfo(lua_State *L, const char *conninfo)
 
 typedef struct {
     Session *session; /* NULL before it was made, or after __gc */
+    bool closed;      /* by close(): only reconnect() opens it again */
 } SessionObject;
 
 typedef struct {
@@ -53,60 +55,16 @@ typedef struct {
     uint64_t serial;
 } TransactionObject;
 
-/* What a C function must not lose to an error: cleared by __gc, or at once by the function. */
-typedef struct {
-    PGresult *result;
-} ResultObject;
-
-static ResultObject *new_result(lua_State *L)
-{
-    ResultObject *object = lua_newuserdatauv(L, sizeof *object, 0);
-
-    object->result = NULL;
-    luaL_setmetatable(L, RESULT_TNAME);
-    return object;
-}
-
-static int result_gc(lua_State *L)
-{
-    ResultObject *object = luaL_checkudata(L, 1, RESULT_TNAME);
-
-    PQclear(object->result);
-    object->result = NULL;
-    return 0;
-}
-
-typedef struct {
-    PQExpBufferData data;
-} BufferObject;
-
-static PQExpBuffer new_buffer(lua_State *L)
-{
-    BufferObject *object = lua_newuserdatauv(L, sizeof *object, 0);
-
-    initPQExpBuffer(&object->data);
-    luaL_setmetatable(L, BUFFER_TNAME);
-    return &object->data;
-}
-
-static int buffer_gc(lua_State *L)
-{
-    BufferObject *object = luaL_checkudata(L, 1, BUFFER_TNAME);
-
-    termPQExpBuffer(&object->data);
-    return 0;
-}
-
 /* Push a session object, unopened. */
 static Session *new_session(lua_State *L, const char *conninfo, const char *name,
                             PoolerPromise promise)
 {
     SessionObject *object = lua_newuserdatauv(L, sizeof *object, 1);
 
-    object->session = NULL;
+    *object = (SessionObject){.session = NULL};
     luaL_setmetatable(L, SESSION_TNAME);
     lua_newtable(L);
-    lua_setiuservalue(L, -2, UV_ELEMENTS);
+    lua_setiuservalue(L, -2, UV_KNOWN_TYPES);
     object->session = session_new(conninfo, name, application_name, promise);
     if (object->session == NULL)
         luaL_error(L, "not enough memory");
@@ -159,8 +117,8 @@ static Session *check_session_object(lua_State *L, int index)
 {
     SessionObject *object = luaL_checkudata(L, index, SESSION_TNAME);
 
-    if (object->session == NULL)
-        args_usage(L, "the session is closed for good");
+    if (object->session == NULL || object->closed)
+        args_usage(L, "the session is closed");
     return object->session;
 }
 
@@ -169,8 +127,7 @@ static bool is_open(const TransactionObject *tx)
     return session_block_is_open(tx->session, tx->serial);
 }
 
-/* A method's session: a session, or a transaction that must still be open. */
-static Session *check_session(lua_State *L, int index)
+Session *bind_session_check(lua_State *L, int index)
 {
     TransactionObject *tx = luaL_testudata(L, index, TRANSACTION_TNAME);
     char got[64];
@@ -188,8 +145,7 @@ static Session *check_session(lua_State *L, int index)
     return check_session_object(L, index);
 }
 
-/* Push the session object behind a session or a transaction. */
-static void push_session_object(lua_State *L, int index)
+void bind_session_push_object(lua_State *L, int index)
 {
     if (luaL_testudata(L, index, TRANSACTION_TNAME) != NULL)
         lua_getiuservalue(L, index, UV_SESSION);
@@ -197,29 +153,41 @@ static void push_session_object(lua_State *L, int index)
         lua_pushvalue(L, index);
 }
 
-/* ---- names ----------------------------------------------------------------------------------- */
-
-static void push_default_session(lua_State *L)
+void bind_session_push_known_types(lua_State *L, int index)
 {
-    const char *conninfo = getenv("DATABASE_URL");
-
-    lua_getfield(L, LUA_REGISTRYINDEX, DEFAULT_CONNINFO);
-    if (lua_isstring(L, -1))
-        conninfo = lua_tostring(L, -1);
-    new_session(L, conninfo == NULL ? "" : conninfo, "default", POOLER_UNKNOWN);
+    bind_session_push_object(L, index);
+    lua_getiuservalue(L, -1, UV_KNOWN_TYPES);
     lua_remove(L, -2);
 }
 
-/* Push the session of that name; a usage error names the nearest where there is none. */
-static void push_named(lua_State *L, const char *name)
+/* ---- names ----------------------------------------------------------------------------------- */
+
+/* Where a session that says nothing else connects to. Valid while nothing sets it anew. */
+static const char *default_conninfo(lua_State *L)
 {
+    const char *conninfo = getenv("DATABASE_URL");
+
+    if (lua_getfield(L, LUA_REGISTRYINDEX, DEFAULT_CONNINFO) == LUA_TSTRING)
+        conninfo = lua_tostring(L, -1); /* kept by the registry */
+    lua_pop(L, 1);
+    return conninfo == NULL ? "" : conninfo;
+}
+
+/* Push the session of the name at `index`; the default one is made where there is none. */
+static void push_named(lua_State *L, int index)
+{
+    const char *name = args_text(L, index, "using");
+    char got[64];
+
     lua_getfield(L, LUA_REGISTRYINDEX, NAMED);
     if (lua_getfield(L, -1, name) == LUA_TNIL) {
-        if (strcmp(name, "default") != 0)
-            args_usage(L, "there is no session named \"%.100s\": declare it with "
-                          "lock.database(name, conninfo)", name);
+        if (strcmp(name, DEFAULT_NAME) != 0) {
+            args_describe(L, index, got, sizeof got);
+            args_usage(L, "there is no session named %s: declare it with "
+                          "lock.database(name, conninfo)", got);
+        }
         lua_pop(L, 1);
-        push_default_session(L);
+        new_session(L, default_conninfo(L), name, POOLER_UNKNOWN);
         lua_pushvalue(L, -1);
         lua_setfield(L, -3, name);
     }
@@ -239,12 +207,14 @@ Session *bind_session_using(lua_State *L, int index)
     Session *session;
 
     if (lua_isnoneornil(L, index)) {
-        push_named(L, "default");
+        lua_pushstring(L, DEFAULT_NAME);
+        push_named(L, lua_gettop(L));
+        lua_remove(L, -2);
     } else if (lua_type(L, index) == LUA_TSTRING) {
-        push_named(L, args_text(L, index, "using"));
+        push_named(L, index);
     } else {
-        session = check_session(L, index);
-        push_session_object(L, index);
+        session = bind_session_check(L, index);
+        bind_session_push_object(L, index);
         return session;
     }
     return check_session_object(L, -1);
@@ -297,9 +267,7 @@ static int lock_connect(lua_State *L)
             lua_pop(L, 1);
         }
     }
-    if (conninfo == NULL)
-        conninfo = getenv("DATABASE_URL");
-    session = new_session(L, conninfo == NULL ? "" : conninfo, name, promise);
+    session = new_session(L, conninfo == NULL ? default_conninfo(L) : conninfo, name, promise);
     if (!session_open(session, &err))
         return args_raise(L, &err);
     if (name != NULL)
@@ -335,11 +303,7 @@ static const char *check_sql(lua_State *L, int index)
     return args_text(L, index, "the statement");
 }
 
-/*
- * Make the statement at index 2 with the parameters from index 3 on. What it points to stays on
- * the Lua stack.
- */
-static Statement check_statement(lua_State *L, Session *session)
+Statement bind_session_statement(lua_State *L, Session *session)
 {
     Statement statement = {.sql = check_sql(L, 2)};
     ValueParams params;
@@ -353,12 +317,11 @@ static Statement check_statement(lua_State *L, Session *session)
     statement.lengths = params.lengths;
     statement.formats = params.formats;
     if (params.ambiguous) {
+        Oid *inferred = lua_newuserdatauv(L, (size_t)params.count * sizeof *inferred, 0);
         PGresult *description = session_describe(session, &statement, &err);
-        Oid *inferred;
 
         if (description == NULL)
             args_raise(L, &err);
-        inferred = params.types; /* the settled parameters need no other types */
         for (int i = 0; i < params.count; i++)
             inferred[i] = PQparamtype(description, i);
         PQclear(description);
@@ -369,427 +332,156 @@ static Statement check_statement(lua_State *L, Session *session)
 }
 
 /* Run the statement at index 2; its result is left on the stack, in its own object. */
-static ResultObject *run_statement(lua_State *L, Session *session)
+static PGresult **run_statement(lua_State *L, Session *session)
 {
     int parameters = lua_gettop(L) - 2;
-    ResultObject *object;
+    PGresult **result;
     Statement statement;
     Error err;
 
+    check_sql(L, 2);
     luaL_checkstack(L, parameters + 20, "too many parameters");
     if (parameters > 0) {
-        statement = check_statement(L, session);
-        object = new_result(L);
-        object->result = session_query(session, &statement, WAIT_NORMAL, &err);
+        statement = bind_session_statement(L, session);
+        result = result_push(L);
+        *result = session_query(session, &statement, WAIT_NORMAL, &err);
     } else {
-        object = new_result(L);
-        object->result = session_script(session, check_sql(L, 2), &err);
+        result = result_push(L);
+        *result = session_script(session, check_sql(L, 2), &err);
     }
-    if (object->result == NULL)
+    if (*result == NULL)
         args_raise(L, &err);
-    return object;
+    return result;
 }
 
 /* ---- results --------------------------------------------------------------------------------- */
 
-static const char ELEMENTS_SQL[] =
-    "SELECT t.typelem FROM pg_catalog.pg_type t WHERE t.oid OPERATOR(pg_catalog.=) $1::pg_catalog.oid"
-    " AND t.typcategory OPERATOR(pg_catalog.=) 'A'::pg_catalog.\"char\""
-    " AND t.typelem OPERATOR(pg_catalog.<>) 0::pg_catalog.oid";
-
-enum { FIRST_USER_OID = 16384 };
-
-/*
- * The element type of a user's own array type, 0 if it is none; asked once a session. The elements
- * table is at stack index `elements`.
- */
-static Oid user_element(lua_State *L, Session *session, int elements, Oid type)
+static Columns push_columns(lua_State *L, Session *session, const PGresult *result)
 {
-    char text[16];
-    Oid element = 0;
-    PGresult *result;
-    Error err;
-
-    if (type < FIRST_USER_OID)
-        return 0;
-    if (lua_rawgeti(L, elements, (lua_Integer)type) == LUA_TNUMBER) {
-        element = (Oid)lua_tointeger(L, -1);
-        lua_pop(L, 1);
-        return element;
-    }
-    lua_pop(L, 1);
-    if (session->activity != SESSION_FREE || session_transaction(session) == PQTRANS_INERROR)
-        return 0;
-    snprintf(text, sizeof text, "%u", type);
-    result = session_query(
-        session,
-        &(Statement){
-            .sql = ELEMENTS_SQL, .count = 1, .types = (Oid[]){25}, .values = (const char *[]){text}},
-        WAIT_NORMAL, &err);
-    if (result == NULL)
-        args_raise(L, &err);
-    if (PQntuples(result) > 0)
-        element = (Oid)strtoul(PQgetvalue(result, 0, 0), NULL, 10);
-    PQclear(result);
-    lua_pushinteger(L, (lua_Integer)element);
-    lua_rawseti(L, elements, (lua_Integer)type);
-    return element;
-}
-
-/* Columns' names and types, made once for all rows. On the stack: names in one table. */
-typedef struct {
-    int count;
-    int names;      /* stack index of the list of names */
-    Oid *types;     /* in a userdata on the stack */
-    Oid *elements;
-} Columns;
-
-/* Push three values: the elements table, the columns' memory, their names. */
-static Columns push_columns(lua_State *L, Session *session, int session_index,
-                            const PGresult *result)
-{
-    Columns columns = {.count = PQnfields(result)};
-    int elements;
-
-    luaL_checkstack(L, 10, "columns");
-    push_session_object(L, session_index);
-    lua_getiuservalue(L, -1, UV_ELEMENTS);
-    lua_remove(L, -2);
-    elements = lua_gettop(L);
-    columns.types = lua_newuserdatauv(L, (size_t)columns.count * 2 * sizeof(Oid) + 1, 0);
-    columns.elements = columns.types + columns.count;
-    lua_createtable(L, columns.count, 0);
-    columns.names = lua_gettop(L);
-    for (int i = 0; i < columns.count; i++) {
-        columns.types[i] = PQftype(result, i);
-        columns.elements[i] = user_element(L, session, elements, columns.types[i]);
-        lua_pushstring(L, PQfname(result, i));
-        lua_rawseti(L, columns.names, i + 1);
-    }
-    return columns;
-}
-
-static void push_field(lua_State *L, const Columns *columns, const PGresult *result, int row,
-                       int column)
-{
-    if (PQgetisnull(result, row, column))
-        lua_pushnil(L);
-    else
-        value_push(L, columns->types[column], columns->elements[column],
-                   PQgetvalue(result, row, column), (size_t)PQgetlength(result, row, column));
-}
-
-static void push_row(lua_State *L, const Columns *columns, const PGresult *result, int row)
-{
-    lua_createtable(L, 0, columns->count);
-    for (int i = 0; i < columns->count; i++) {
-        lua_rawgeti(L, columns->names, i + 1);
-        push_field(L, columns, result, row, i);
-        lua_rawset(L, -3);
-    }
+    bind_session_push_known_types(L, 1);
+    return columns_push(L, session, lua_gettop(L), result);
 }
 
 /* db:query(sql, …): a list of rows */
 static int session_lua_query(lua_State *L)
 {
-    Session *session = check_session(L, 1);
-    ResultObject *object = run_statement(L, session);
-    Columns columns = push_columns(L, session, 1, object->result);
-    int rows = PQntuples(object->result);
+    Session *session = bind_session_check(L, 1);
+    PGresult **result = run_statement(L, session);
+    Columns columns = push_columns(L, session, *result);
+    int rows = PQntuples(*result);
 
     lua_createtable(L, rows, 0);
     for (int i = 0; i < rows; i++) {
-        push_row(L, &columns, object->result, i);
+        columns_push_row(L, &columns, *result, i);
         lua_rawseti(L, -2, i + 1);
     }
-    PQclear(object->result);
-    object->result = NULL;
+    result_clear(result);
     return 1;
 }
 
 /* db:one(sql, …): the first row, or nil */
 static int session_lua_one(lua_State *L)
 {
-    Session *session = check_session(L, 1);
-    ResultObject *object = run_statement(L, session);
-    Columns columns = push_columns(L, session, 1, object->result);
+    Session *session = bind_session_check(L, 1);
+    PGresult **result = run_statement(L, session);
+    Columns columns = push_columns(L, session, *result);
 
-    if (PQntuples(object->result) == 0)
+    if (PQntuples(*result) == 0)
         lua_pushnil(L);
     else
-        push_row(L, &columns, object->result, 0);
-    PQclear(object->result);
-    object->result = NULL;
+        columns_push_row(L, &columns, *result, 0);
+    result_clear(result);
     return 1;
 }
 
 /* db:value(sql, …): the first row's first column, or nil */
 static int session_lua_value(lua_State *L)
 {
-    Session *session = check_session(L, 1);
-    ResultObject *object = run_statement(L, session);
-    Columns columns = push_columns(L, session, 1, object->result);
+    Session *session = bind_session_check(L, 1);
+    PGresult **result = run_statement(L, session);
+    Columns columns = push_columns(L, session, *result);
 
-    if (PQntuples(object->result) == 0 || columns.count == 0)
+    if (PQntuples(*result) == 0 || columns.count == 0)
         lua_pushnil(L);
     else
-        push_field(L, &columns, object->result, 0, 0);
-    PQclear(object->result);
-    object->result = NULL;
+        columns_push_field(L, &columns, *result, 0, 0);
+    result_clear(result);
     return 1;
 }
 
 /* db:exec(sql, …): the number of rows affected */
 static int session_lua_exec(lua_State *L)
 {
-    Session *session = check_session(L, 1);
-    ResultObject *object = run_statement(L, session);
+    Session *session = bind_session_check(L, 1);
+    PGresult **result = run_statement(L, session);
 
-    lua_pushinteger(L, strtoll(PQcmdTuples(object->result), NULL, 10));
-    PQclear(object->result);
-    object->result = NULL;
+    lua_pushinteger(L, strtoll(PQcmdTuples(*result), NULL, 10));
+    result_clear(result);
     return 1;
-}
-
-/* ---- streams --------------------------------------------------------------------------------- */
-
-typedef struct {
-    Session *session; /* NULL once it has ended */
-    bool started;     /* the columns are known */
-} RowsObject;
-
-enum { ROWS_SESSION = 1, ROWS_COLUMNS, ROWS_NAMES, ROWS_VALUES };
-
-/* The next row, or nil: what the for loop calls. */
-static int rows_next(lua_State *L)
-{
-    RowsObject *rows = luaL_checkudata(L, 1, ROWS_TNAME);
-    ResultObject *object;
-    Columns columns;
-    bool done;
-    Error err;
-
-    lua_settop(L, 1);
-    if (rows->session == NULL)
-        return 0;
-    object = new_result(L);
-    object->result = session_stream_next(rows->session, &done, &err);
-    if (object->result == NULL) {
-        rows->session = NULL;
-        return done ? 0 : args_raise(L, &err);
-    }
-    columns.count = PQnfields(object->result);
-    lua_getiuservalue(L, 1, ROWS_COLUMNS);
-    columns.types = lua_touserdata(L, -1);
-    columns.elements = columns.types + columns.count;
-    lua_getiuservalue(L, 1, ROWS_NAMES);
-    columns.names = lua_gettop(L);
-    push_row(L, &columns, object->result, 0);
-    PQclear(object->result);
-    object->result = NULL;
-    return 1;
-}
-
-static int rows_close(lua_State *L)
-{
-    RowsObject *rows = luaL_checkudata(L, 1, ROWS_TNAME);
-    Session *session = rows->session;
-
-    rows->session = NULL;
-    if (session != NULL)
-        session_stream_drain(session);
-    return 0;
-}
-
-/*
- * for row in db:rows(sql, …): one row at a time. The statement is described first, so that the
- * types of its columns are known before rows begin to come.
- */
-static int session_lua_rows(lua_State *L)
-{
-    Session *session = check_session(L, 1);
-    Statement statement;
-    ResultObject *description;
-    RowsObject *rows;
-    Columns columns;
-    Error err;
-
-    luaL_checkstack(L, lua_gettop(L) + 20, "too many parameters");
-    statement = check_statement(L, session);
-    description = new_result(L);
-    description->result = session_describe(session, &statement, &err);
-    if (description->result == NULL)
-        return args_raise(L, &err);
-    columns = push_columns(L, session, 1, description->result);
-    rows = lua_newuserdatauv(L, sizeof *rows, ROWS_NAMES);
-    rows->session = NULL;
-    luaL_setmetatable(L, ROWS_TNAME);
-    push_session_object(L, 1);
-    lua_setiuservalue(L, -2, ROWS_SESSION);
-    lua_pushvalue(L, columns.names - 1);
-    lua_setiuservalue(L, -2, ROWS_COLUMNS);
-    lua_pushvalue(L, columns.names);
-    lua_setiuservalue(L, -2, ROWS_NAMES);
-    if (!session_stream(session, &statement, &err))
-        return args_raise(L, &err);
-    rows->session = session;
-    lua_pushnil(L);
-    lua_pushnil(L);
-    lua_pushvalue(L, -3);
-    return 4; /* the iterator, no state, no control value, what closes it */
-}
-
-typedef struct {
-    Session *session; /* NULL once it has ended */
-} CopyObject;
-
-/* copy:put(text) */
-static int copy_put(lua_State *L)
-{
-    CopyObject *copy = luaL_checkudata(L, 1, COPY_TNAME);
-    size_t length;
-    const char *data = luaL_checklstring(L, 2, &length);
-    Error err;
-
-    if (copy->session == NULL)
-        args_usage(L, "the copy is already over");
-    if (!session_copy_put(copy->session, data, length, &err))
-        return args_raise(L, &err);
-    return 0;
-}
-
-/* copy:get(): the next piece, or nil at the end */
-static int copy_get(lua_State *L)
-{
-    CopyObject *copy = luaL_checkudata(L, 1, COPY_TNAME);
-    BufferObject *object;
-    size_t length;
-    char *data;
-    Error err;
-
-    if (copy->session == NULL)
-        args_usage(L, "the copy is already over");
-    new_buffer(L);
-    object = lua_touserdata(L, -1);
-    data = session_copy_get(copy->session, &length, &err);
-    if (data == NULL)
-        return err.kind == ERROR_NONE ? 0 : args_raise(L, &err);
-    resetPQExpBuffer(&object->data);
-    appendBinaryPQExpBuffer(&object->data, data, length);
-    PQfreemem(data);
-    if (PQExpBufferDataBroken(object->data))
-        return luaL_error(L, "not enough memory");
-    lua_pushlstring(L, object->data.data, length);
-    return 1;
-}
-
-/* copy:finish(): the number of rows */
-static int copy_finish(lua_State *L)
-{
-    CopyObject *copy = luaL_checkudata(L, 1, COPY_TNAME);
-    Session *session = copy->session;
-    int64_t rows;
-    Error err;
-
-    if (session == NULL)
-        args_usage(L, "the copy is already over");
-    copy->session = NULL;
-    if (!session_copy_end(session, NULL, &rows, &err))
-        return args_raise(L, &err);
-    lua_pushinteger(L, rows);
-    return 1;
-}
-
-/* Left without finish: nothing is copied. */
-static int copy_close(lua_State *L)
-{
-    CopyObject *copy = luaL_checkudata(L, 1, COPY_TNAME);
-    Session *session = copy->session;
-    int64_t rows;
-    Error ignored;
-
-    copy->session = NULL;
-    if (session != NULL)
-        session_copy_end(session, "the copy was left before its end", &rows, &ignored);
-    return 0;
-}
-
-static int start_copy(lua_State *L, bool (*start)(Session *, const char *, Error *))
-{
-    Session *session = check_session(L, 1);
-    const char *sql = check_sql(L, 2);
-    CopyObject *copy = lua_newuserdatauv(L, sizeof *copy, 1);
-    Error err;
-
-    copy->session = NULL;
-    luaL_setmetatable(L, COPY_TNAME);
-    push_session_object(L, 1);
-    lua_setiuservalue(L, -2, UV_SESSION);
-    if (!start(session, sql, &err))
-        return args_raise(L, &err);
-    copy->session = session;
-    return 1;
-}
-
-static int session_lua_start_copy_in(lua_State *L)
-{
-    return start_copy(L, session_copy_in);
-}
-
-static int session_lua_start_copy_out(lua_State *L)
-{
-    return start_copy(L, session_copy_out);
 }
 
 /* ---- text ------------------------------------------------------------------------------------ */
 
+/* Argument `i` of format at `index`; a number is made a text there. */
+static QuoteArgument format_argument(lua_State *L, int index, int i)
+{
+    QuoteArgument argument = {NULL, 0};
+    char text[NUMBER_SIZE];
+
+    switch (lua_type(L, index)) {
+    case LUA_TNUMBER:
+        if (!lua_isinteger(L, index) && isfinite(lua_tonumber(L, index))) {
+            number_text(lua_tonumber(L, index), text);
+            lua_pushstring(L, text);
+            lua_replace(L, index);
+        }
+        /* fall through */
+    case LUA_TSTRING:
+        argument.text = lua_tolstring(L, index, &argument.length);
+        break;
+    case LUA_TBOOLEAN:
+        argument = (QuoteArgument){lua_toboolean(L, index) ? "t" : "f", 1};
+        break;
+    case LUA_TNIL:
+    case LUA_TLIGHTUSERDATA: /* lock.null */
+        break;
+    default:
+        args_usage(L, "format: argument %d is a %s", i, luaL_typename(L, index));
+    }
+    return argument;
+}
+
 /* db:format(text, …), as PostgreSQL's format() */
 static int session_lua_format(lua_State *L)
 {
-    Session *session = check_session(L, 1);
+    Session *session = bind_session_check(L, 1);
+    const char *format = args_text(L, 2, "the format");
     int count = lua_gettop(L) - 2;
-    size_t length;
-    const char *format = luaL_checklstring(L, 2, &length);
     QuoteArgument *args = lua_newuserdatauv(L, (size_t)(count + 1) * sizeof *args, 0);
     PQExpBuffer out;
     Error err;
 
-    for (int i = 0; i < count; i++) {
-        int type = lua_type(L, i + 3);
-
-        args[i] = (QuoteArgument){NULL, 0};
-        if (type == LUA_TSTRING || type == LUA_TNUMBER) /* a number becomes a text where it is */
-            args[i].text = lua_tolstring(L, i + 3, &args[i].length);
-        else if (type == LUA_TBOOLEAN)
-            args[i] = (QuoteArgument){lua_toboolean(L, i + 3) ? "t" : "f", 1};
-        else if (type != LUA_TNIL && !(type == LUA_TLIGHTUSERDATA))
-            args_usage(L, "format: argument %d is a %s", i + 1, lua_typename(L, type));
-    }
+    for (int i = 0; i < count; i++)
+        args[i] = format_argument(L, i + 3, i + 1);
     if (!session_open(session, &err))
         return args_raise(L, &err);
-    out = new_buffer(L);
-    if (!quote_format(out, session->conn, format, length, args, count, &err))
+    out = buffer_push(L);
+    if (!quote_format(out, session->conn, format, strlen(format), args, count, &err))
         return args_raise(L, &err);
-    if (PQExpBufferBroken(out))
-        return luaL_error(L, "not enough memory");
-    lua_pushlstring(L, out->data, out->len);
+    buffer_to_string(L);
     return 1;
 }
 
 /* lock.ident(name), as PostgreSQL's quote_ident() */
 static int lock_ident(lua_State *L)
 {
-    size_t length;
-    const char *name;
-    PQExpBuffer out;
+    const char *name = args_text(L, 1, "ident: the name");
+    PQExpBuffer out = buffer_push(L);
     Error err;
 
-    args_text(L, 1, "ident: the name");
-    name = lua_tolstring(L, 1, &length);
-    out = new_buffer(L);
-    if (!quote_ident(out, name, length, &err))
+    if (!quote_ident(out, name, strlen(name), &err))
         return args_raise(L, &err);
-    lua_pushlstring(L, out->data, out->len);
+    buffer_to_string(L);
     return 1;
 }
 
@@ -797,9 +489,9 @@ static int lock_ident(lua_State *L)
 
 static int run_on_channel(lua_State *L, const char *verb)
 {
-    Session *session = check_session(L, 1);
+    Session *session = bind_session_check(L, 1);
     const char *channel = args_text(L, 2, "the channel");
-    PQExpBuffer sql = new_buffer(L);
+    PQExpBuffer sql = buffer_push(L);
     Error err;
 
     appendPQExpBuffer(sql, "%s ", verb);
@@ -809,11 +501,25 @@ static int run_on_channel(lua_State *L, const char *verb)
     return 0;
 }
 
+/* db:listen(channel) */
 static int session_lua_listen(lua_State *L)
 {
+    Session *session = bind_session_check(L, 1);
+    Error err;
+
+    if (!session_open(session, &err))
+        return args_raise(L, &err);
+    if (!session_keeps_state(session)) {
+        error_usage(&err, "LISTEN is refused here: a pooler stands between, which may give the "
+                          "session, and what it would hear, to another client");
+        error_hint(&err, "Connect to PostgreSQL itself, or say pooler = \"session\" if the pooler "
+                         "keeps a session for a client.");
+        return args_raise(L, &err);
+    }
     return run_on_channel(L, "LISTEN");
 }
 
+/* db:unlisten(channel) */
 static int session_lua_unlisten(lua_State *L)
 {
     return run_on_channel(L, "UNLISTEN");
@@ -822,7 +528,7 @@ static int session_lua_unlisten(lua_State *L)
 /* db:notify(channel [, text]) */
 static int session_lua_notify(lua_State *L)
 {
-    Session *session = check_session(L, 1);
+    Session *session = bind_session_check(L, 1);
     const char *values[2] = {
         args_text(L, 2, "the channel"),
         lua_isnoneornil(L, 3) ? "" : args_text(L, 3, "the notification's text"),
@@ -832,7 +538,7 @@ static int session_lua_notify(lua_State *L)
     if (!session_commands(session,
                           &(Statement){.sql = "SELECT pg_catalog.pg_notify($1, $2)",
                                        .count = 2,
-                                       .types = (Oid[]){25, 25},
+                                       .types = (Oid[]){TYPE_TEXT, TYPE_TEXT},
                                        .values = values},
                           1, WAIT_NORMAL, &err))
         return args_raise(L, &err);
@@ -842,26 +548,31 @@ static int session_lua_notify(lua_State *L)
 /* db:wait_notify([timeout]): { channel, payload, pid }, or nil when the time is over */
 static int session_lua_wait_notify(lua_State *L)
 {
-    Session *session = check_session(L, 1);
+    Session *session = bind_session_check(L, 1);
     int64_t us = lua_isnoneornil(L, 2) ? DURATION_ENDLESS : args_duration(L, 2, "wait_notify");
+    PQExpBuffer payload = buffer_push(L);
     PGnotify *notification;
-    char channel[64];
+    char channel[64]; /* NAMEDATALEN */
     int pid;
-    PQExpBuffer payload = new_buffer(L);
     Error err;
 
     notification = session_notification(session, clock_deadline(us), &err);
-    if (notification == NULL)
-        return err.kind == ERROR_NONE ? 0 : args_raise(L, &err);
+    if (notification == NULL) {
+        if (err.kind != ERROR_NONE)
+            return args_raise(L, &err);
+        lua_pushnil(L);
+        return 1;
+    }
     text_copy(channel, sizeof channel, notification->relname);
     appendPQExpBufferStr(payload, notification->extra);
     pid = notification->be_pid;
     PQfreemem(notification);
+    buffer_to_string(L);
     lua_createtable(L, 0, 3);
+    lua_insert(L, -2);
+    lua_setfield(L, -2, "payload");
     lua_pushstring(L, channel);
     lua_setfield(L, -2, "channel");
-    lua_pushstring(L, payload->data);
-    lua_setfield(L, -2, "payload");
     lua_pushinteger(L, pid);
     lua_setfield(L, -2, "pid");
     return 1;
@@ -889,7 +600,7 @@ static const char *isolation_level(lua_State *L, int index)
 static int session_lua_begin(lua_State *L)
 {
     static const char *const NAMES[] = {"isolation", "read_only", "deferrable", NULL};
-    Session *session = check_session(L, 1);
+    Session *session = bind_session_check(L, 1);
     const char *isolation = NULL;
     const char *access = "";
     const char *deferrable = "";
@@ -921,7 +632,7 @@ static int session_lua_begin(lua_State *L)
     tx->session = session;
     tx->serial = 0;
     luaL_setmetatable(L, TRANSACTION_TNAME);
-    push_session_object(L, 1);
+    bind_session_push_object(L, 1);
     lua_setiuservalue(L, -2, UV_SESSION);
     if (!session_begin(session, options, &tx->serial, &err))
         return args_raise(L, &err);
@@ -965,7 +676,7 @@ static int transaction_close(lua_State *L)
 /* db:ping(): true and the round trip in seconds, or nil and the error */
 static int session_lua_ping(lua_State *L)
 {
-    Session *session = check_session(L, 1);
+    Session *session = bind_session_check(L, 1);
     int64_t start_us = clock_monotonic_us();
     Error err;
 
@@ -976,13 +687,30 @@ static int session_lua_ping(lua_State *L)
     return 2;
 }
 
+/* The session object at `index`, or the one of the transaction there; it may be closed. */
+static SessionObject *any_session_object(lua_State *L, int index)
+{
+    SessionObject *object;
+
+    if (luaL_testudata(L, index, TRANSACTION_TNAME) == NULL)
+        return luaL_checkudata(L, index, SESSION_TNAME);
+    lua_getiuservalue(L, index, UV_SESSION);
+    object = lua_touserdata(L, -1);
+    lua_pop(L, 1); /* the transaction keeps it */
+    return object;
+}
+
+/* db:reconnect(): ends the connection, if there is one, and opens it again; returns the session */
 static int session_lua_reconnect(lua_State *L)
 {
-    Session *session = check_session_object(L, 1);
+    SessionObject *object = any_session_object(L, 1);
     Error err;
 
-    if (!session_reconnect(session, &err))
+    if (object->session == NULL)
+        args_usage(L, "the session is closed");
+    if (!session_reconnect(object->session, &err))
         return args_raise(L, &err);
+    object->closed = false;
     lua_settop(L, 1);
     return 1;
 }
@@ -990,34 +718,51 @@ static int session_lua_reconnect(lua_State *L)
 /* db:close(): ends the connection, and every lock with it; idempotent */
 static int session_lua_close(lua_State *L)
 {
-    SessionObject *object = luaL_checkudata(L, 1, SESSION_TNAME);
+    SessionObject *object = any_session_object(L, 1);
 
-    if (object->session == NULL)
+    if (object->session == NULL || object->closed)
         return 0;
     if (object->session->activity == SESSION_BUSY)
         args_usage(L, "the session is in use by another task");
     session_close(object->session);
+    object->closed = true;
     return 0;
 }
 
-static bool push_property(lua_State *L, Session *session, const char *name)
+/* What is known of a session without asking the server; true where that was pushed. */
+static bool push_known_property(lua_State *L, const SessionObject *object, const char *name)
 {
-    Error err;
+    const Session *session = object->session;
 
     if (strcmp(name, "name") == 0)
-        return lua_pushstring(L, session->name), true;
-    if (strcmp(name, "in_transaction") == 0)
-        return lua_pushboolean(L, session_transaction(session) != PQTRANS_IDLE), true;
-    if (strcmp(name, "pid") != 0 && strcmp(name, "server_version") != 0 &&
-        strcmp(name, "in_recovery") != 0 && strcmp(name, "database") != 0)
+        lua_pushstring(L, session == NULL ? NULL : session->name);
+    else if (strcmp(name, "in_transaction") == 0)
+        lua_pushboolean(L, session != NULL && session_transaction(session) != PQTRANS_IDLE);
+    else
         return false;
+    return true;
+}
+
+/* What is known once it is connected. */
+static bool push_server_property(lua_State *L, int index, const char *name)
+{
+    static const char *const NAMES[] = {"pid", "server_version", "in_recovery", "database"};
+    Session *session;
+    size_t which = 0;
+    Error err;
+
+    while (which < 4 && strcmp(name, NAMES[which]) != 0)
+        which++;
+    if (which == 4)
+        return false;
+    session = check_session_object(L, index);
     if (!session_open(session, &err))
         args_raise(L, &err);
-    if (strcmp(name, "pid") == 0)
+    if (which == 0)
         lua_pushinteger(L, session->pid);
-    else if (strcmp(name, "server_version") == 0)
+    else if (which == 1)
         lua_pushinteger(L, session->server_version);
-    else if (strcmp(name, "in_recovery") == 0)
+    else if (which == 2)
         lua_pushboolean(L, session->in_recovery);
     else
         lua_pushstring(L, PQdb(session->conn));
@@ -1031,11 +776,11 @@ static int session_index(lua_State *L)
     lua_pushvalue(L, 2);
     if (lua_rawget(L, lua_upvalueindex(1)) != LUA_TNIL)
         return 1;
+    lua_settop(L, 2);
     if (lua_type(L, 2) == LUA_TSTRING) {
-        TransactionObject *tx = luaL_testudata(L, 1, TRANSACTION_TNAME);
-        Session *session = tx != NULL ? tx->session : check_session_object(L, 1);
-
-        if (push_property(L, session, lua_tostring(L, 2)))
+        bind_session_push_object(L, 1); /* index 3 */
+        if (push_known_property(L, any_session_object(L, -1), lua_tostring(L, 2)) ||
+            push_server_property(L, 3, lua_tostring(L, 2)))
             return 1;
     }
     lua_pushnil(L);
@@ -1053,19 +798,22 @@ static int transaction_index(lua_State *L)
     return session_index(L);
 }
 
+/* session replica (database app, pid 4711) */
 static int session_tostring(lua_State *L)
 {
     SessionObject *object = luaL_checkudata(L, 1, SESSION_TNAME);
     Session *session = object->session;
+    const char *name = session == NULL || session->name == NULL ? "" : session->name;
+    const char *space = name[0] == '\0' ? "" : " ";
 
-    if (session == NULL || session->conn == NULL)
-        lua_pushfstring(L, "session %s (not connected)",
-                        session != NULL && session->name != NULL ? session->name : "");
+    if (session == NULL || object->closed)
+        lua_pushfstring(L, "session%s%s (closed)", space, name);
+    else if (session->conn == NULL)
+        lua_pushfstring(L, "session%s%s (not connected)", space, name);
     else if (session->lost)
-        lua_pushfstring(L, "session %s (lost)", session->name != NULL ? session->name : "");
+        lua_pushfstring(L, "session%s%s (lost)", space, name);
     else
-        lua_pushfstring(L, "session %s (database %s, pid %d)",
-                        session->name != NULL ? session->name : "", PQdb(session->conn),
+        lua_pushfstring(L, "session%s%s (database %s, pid %d)", space, name, PQdb(session->conn),
                         session->pid);
     return 1;
 }
@@ -1085,7 +833,7 @@ static const luaL_Reg SESSION_METHODS[] = {
     {"one", session_lua_one},
     {"value", session_lua_value},
     {"exec", session_lua_exec},
-    {"rows", session_lua_rows},
+    {"rows", stream_rows},
     {"format", session_lua_format},
     {"listen", session_lua_listen},
     {"unlisten", session_lua_unlisten},
@@ -1109,19 +857,8 @@ static const luaL_Reg FUNCTIONS[] = {
     {"database", lock_database},
     {"session", lock_session},
     {"ident", lock_ident},
-    {"start_copy_in", session_lua_start_copy_in},
-    {"start_copy_out", session_lua_start_copy_out},
     {NULL, NULL},
 };
-
-static void register_closable(lua_State *L, const char *tname, lua_CFunction close)
-{
-    luaL_newmetatable(L, tname);
-    lua_pushcfunction(L, close);
-    lua_setfield(L, -2, "__gc");
-    lua_pushcfunction(L, close);
-    lua_setfield(L, -2, "__close");
-}
 
 static void register_table(lua_State *L, const char *key, const char *mode)
 {
@@ -1153,25 +890,14 @@ void bind_session_register(lua_State *L)
     register_table(L, ALL, "k");
     register_table(L, KEPT, NULL);
 
-    register_closable(L, RESULT_TNAME, result_gc);
-    register_closable(L, BUFFER_TNAME, buffer_gc);
-    lua_pop(L, 2);
-
-    register_closable(L, ROWS_TNAME, rows_close);
-    lua_pushcfunction(L, rows_next);
-    lua_setfield(L, -2, "__call");
-    register_closable(L, COPY_TNAME, copy_close);
-    luaL_newlib(L, ((luaL_Reg[]){{"put", copy_put},
-                                 {"get", copy_get},
-                                 {"finish", copy_finish},
-                                 {NULL, NULL}}));
-    lua_setfield(L, -2, "__index");
-    lua_pop(L, 2);
-
+    result_register(L);
+    stream_register(L);
     luaL_setfuncs(L, FUNCTIONS, 0);
     luaL_newlib(L, SESSION_METHODS);
 
-    register_closable(L, SESSION_TNAME, session_gc);
+    luaL_newmetatable(L, SESSION_TNAME);
+    lua_pushcfunction(L, session_gc);
+    lua_setfield(L, -2, "__gc");
     lua_pushcfunction(L, session_lua_close);
     lua_setfield(L, -2, "__close");
     lua_pushcfunction(L, session_tostring);

@@ -30,6 +30,21 @@ void bind_session_application(const char *application);
  */
 Session *bind_session_using(lua_State *L, int index);
 
+/* A method's session, at `index`: a session, or a transaction that must still be open. */
+Session *bind_session_check(lua_State *L, int index);
+
+/* Push the session object behind the session or transaction at `index`. */
+void bind_session_push_object(lua_State *L, int index);
+
+/* Push the table of what it knows of a user's own types (see bind/result.h). */
+void bind_session_push_known_types(lua_State *L, int index);
+
+/*
+ * Make the statement at index 2 with the parameters from index 3 on. What it points to stays on
+ * the Lua stack.
+ */
+Statement bind_session_statement(lua_State *L, Session *session);
+
 /* Call `visit` for every session object that exists. */
 void bind_session_each(lua_State *L, void (*visit)(Session *session, void *context),
                        void *context);

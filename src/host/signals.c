@@ -1,6 +1,7 @@
 #include "host/signals.h"
 
 #include "bind/args.h"
+#include "host/coroutine.h"
 #include "pg/wait.h"
 
 #include <errno.h>
@@ -9,7 +10,6 @@
 #include <string.h>
 #include <unistd.h>
 
-static lua_State *interrupted_state;
 static int forward_pipe[2] = {-1, -1};
 
 /* Runs on the Lua thread, at the next instruction after the signal. */
@@ -18,7 +18,7 @@ static void raise_interrupt(lua_State *L, lua_Debug *frame)
     Error err;
 
     (void)frame;
-    lua_sethook(L, NULL, 0, 0);
+    coroutine_noticed(L);
     wait_interrupted_error(&err);
     args_raise(L, &err);
 }
@@ -28,9 +28,7 @@ static void on_interrupt(int signo)
     if (wait_interrupted() != 0)
         _exit(128 + signo);
     wait_interrupt(signo);
-    /* lua_sethook may be called in a signal handler: it only sets fields. */
-    lua_sethook(interrupted_state, raise_interrupt,
-                LUA_MASKCALL | LUA_MASKRET | LUA_MASKLINE | LUA_MASKCOUNT, 1);
+    coroutine_interrupt(raise_interrupt);
 }
 
 static void on_forward(int signo, siginfo_t *info, void *context)
@@ -55,13 +53,12 @@ static void set_handler(int signo, const struct sigaction *action)
         sigaction(signo, action, NULL);
 }
 
-bool signals_interrupt(lua_State *L, Error *err)
+bool signals_interrupt(Error *err)
 {
     struct sigaction action = {.sa_handler = on_interrupt};
 
     if (!wait_enable_interrupt(err))
         return false;
-    interrupted_state = L;
     sigemptyset(&action.sa_mask);
     set_handler(SIGINT, &action);
     set_handler(SIGTERM, &action);

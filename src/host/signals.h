@@ -10,10 +10,8 @@
 
 #include "base/error.h"
 
-#include <lua.h>
-
-/* From now on signals interrupt; L is the main thread of the state. */
-bool signals_interrupt(lua_State *L, Error *err);
+/* From now on signals interrupt the Lua state whose coroutines are tracked (host/coroutine.h). */
+bool signals_interrupt(Error *err);
 
 /*
  * From now on SIGINT, SIGTERM, SIGHUP, SIGQUIT, SIGUSR1 and SIGUSR2 are told through the descriptor

@@ -1,9 +1,12 @@
 #include "host/state.h"
 
+#include "base/clock.h"
 #include "bind/args.h"
 #include "bind/module.h"
+#include "host/coroutine.h"
 #include "host/embedded.h"
 #include "host/signals.h"
+#include "pg/conninfo.h"
 #include "pg/wait.h"
 
 #include <errno.h>
@@ -13,6 +16,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/ioctl.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 /* ---- our modules ----------------------------------------------------------------------------- */
@@ -126,8 +130,7 @@ static int host_catch_signals(lua_State *L)
 {
     Error err;
 
-    lua_rawgeti(L, LUA_REGISTRYINDEX, LUA_RIDX_MAINTHREAD);
-    if (!signals_interrupt(lua_tothread(L, -1), &err))
+    if (!signals_interrupt(&err))
         return args_raise(L, &err);
     return 0;
 }
@@ -163,15 +166,53 @@ static int host_traceback(lua_State *L)
     return 1;
 }
 
-/* setenv(name, value) */
-static int host_setenv(lua_State *L)
+/* unsetenv(name) */
+static int host_unsetenv(lua_State *L)
 {
-    if (setenv(luaL_checkstring(L, 1), luaL_checkstring(L, 2), 1) != 0)
-        return luaL_error(L, "setenv: %s", strerror(errno));
+    if (unsetenv(luaL_checkstring(L, 1)) != 0)
+        return luaL_error(L, "unsetenv: %s", strerror(errno));
     return 0;
 }
 
-/* replace(argv): become another program; returns only the error */
+/* monotonic(): seconds on a clock that never goes back */
+static int host_monotonic(lua_State *L)
+{
+    lua_pushnumber(L, (double)clock_monotonic_us() / 1e6);
+    return 1;
+}
+
+/* check_conninfo(text): raises a usage error where it is malformed */
+static int host_check_conninfo(lua_State *L)
+{
+    Error err;
+
+    if (!conninfo_check(args_text(L, 1, "the conninfo"), &err))
+        return args_raise(L, &err);
+    return 0;
+}
+
+/*
+ * untrusted(file, folder): why an open file that was found in that folder should not be run, or nil.
+ * Others could have put it there, or what is in it.
+ */
+static int host_untrusted(lua_State *L)
+{
+    const luaL_Stream *stream = luaL_checkudata(L, 1, LUA_FILEHANDLE);
+    const char *path = luaL_checkstring(L, 2);
+    struct stat file, folder;
+
+    if (fstat(fileno(stream->f), &file) != 0 || stat(path, &folder) != 0)
+        lua_pushstring(L, strerror(errno));
+    else if (geteuid() == 0 && (file.st_mode & S_IWOTH) != 0)
+        lua_pushliteral(L, "anybody may write to it, and root runs this");
+    else if (file.st_uid != geteuid() && file.st_uid != 0 && (folder.st_mode & S_IWOTH) != 0)
+        lua_pushliteral(L, "it is another user's, in a folder that anybody may write to");
+    else
+        lua_pushnil(L);
+    return 1;
+}
+
+/* replace(argv): become another program; returns only the error, and whether it was not found */
 static int host_replace(lua_State *L)
 {
     lua_Unsigned count;
@@ -188,8 +229,10 @@ static int host_replace(lua_State *L)
     argv[count] = NULL;
     fflush(NULL);
     execvp(argv[0], (char *const *)argv);
+    lua_pushboolean(L, errno == ENOENT);
     lua_pushstring(L, strerror(errno));
-    return 1;
+    lua_insert(L, -2);
+    return 2;
 }
 
 static int open_host(lua_State *L)
@@ -202,7 +245,10 @@ static int open_host(lua_State *L)
                                  {"forward_signals", host_forward_signals},
                                  {"terminal", host_terminal},
                                  {"traceback", host_traceback},
-                                 {"setenv", host_setenv},
+                                 {"unsetenv", host_unsetenv},
+                                 {"monotonic", host_monotonic},
+                                 {"check_conninfo", host_check_conninfo},
+                                 {"untrusted", host_untrusted},
                                  {"replace", host_replace},
                                  {NULL, NULL}}));
     return 1;
@@ -218,6 +264,23 @@ static void preload(lua_State *L, const char *module, lua_CFunction open)
     lua_pop(L, 1);
 }
 
+/* os.exit([code]): as in stock Lua, but it always closes the state, so that no lock stays behind. */
+static int close_and_exit(lua_State *L)
+{
+    int code = lua_isboolean(L, 1) ? !lua_toboolean(L, 1) : (int)luaL_optinteger(L, 1, 0);
+
+    lua_close(L);
+    exit(code);
+}
+
+static void replace_exit(lua_State *L)
+{
+    lua_getglobal(L, LUA_OSLIBNAME);
+    lua_pushcfunction(L, close_and_exit);
+    lua_setfield(L, -2, "exit");
+    lua_pop(L, 1);
+}
+
 lua_State *state_new(void)
 {
     lua_State *L = luaL_newstate();
@@ -226,6 +289,8 @@ lua_State *state_new(void)
     if (L == NULL)
         return NULL;
     luaL_openlibs(L);
+    coroutine_track(L);
+    replace_exit(L);
     preload(L, "lockkeeper.core", luaopen_lockkeeper_core);
     preload(L, "lockkeeper.host", open_host);
     if (directory != NULL && directory[0] != '\0')

@@ -16,6 +16,8 @@ typedef struct {
     const char *wait;    /* the same: true where there was a wait */
     const char *timed;   /* …, last parameter: lock_timeout in ms */
     const char *release; /* true where it was held */
+    const char *held;    /* a row where this session holds it */
+    const char *drop;    /* release it, where this session holds it */
 } AdvisorySql;
 
 /*
@@ -44,30 +46,36 @@ typedef struct {
     " WHEN " WAIT_CALL(f, args) " THEN pg_catalog.set_config('lock_timeout',"                      \
     " pg_catalog.current_setting('lockkeeper.lock_timeout'), true) IS NOT NULL END"
 
-#define SESSION_ROW(suffix, args, ms)                                                              \
+/* A key in pg_locks: unsigned halves, and what tells a bigint from a pair. */
+#define UNSIGNED(half) "((" half ")::pg_catalog.int8 OPERATOR(pg_catalog.&) 4294967295)"
+#define KEY_IS(high, low, objsubid)                                                                \
+    " AND l.classid::pg_catalog.int8 OPERATOR(pg_catalog.=) " UNSIGNED(high)                       \
+    " AND l.objid::pg_catalog.int8 OPERATOR(pg_catalog.=) " UNSIGNED(low)                          \
+    " AND l.objsubid OPERATOR(pg_catalog.=) " objsubid "::pg_catalog.int2"
+#define BIGINT_IS KEY_IS("$1 OPERATOR(pg_catalog.>>) 32", "$1", "1")
+#define PAIR_IS   KEY_IS("$1", "$2", "2")
+#define HELD_SQL(what, mode, key_is)                                                               \
+    "SELECT " what " FROM pg_catalog.pg_locks l"                                                   \
+    " WHERE l.locktype OPERATOR(pg_catalog.=) 'advisory'"                                          \
+    " AND l.pid OPERATOR(pg_catalog.=) pg_catalog.pg_backend_pid() AND l.granted"                  \
+    " AND l.database OPERATOR(pg_catalog.=) (SELECT d.oid FROM pg_catalog.pg_database d"           \
+    "   WHERE d.datname OPERATOR(pg_catalog.=) pg_catalog.current_database())"                     \
+    " AND l.mode OPERATOR(pg_catalog.=) '" mode "Lock'" key_is " LIMIT 1"
+
+#define UNLOCK(suffix, args) "pg_catalog.pg_advisory_unlock" suffix "(" args ")"
+#define SESSION_ROW(suffix, args, ms, mode, key_is)                                                \
     {TRY_SQL("lock" suffix, args), WAIT_SQL("lock" suffix, args),                                  \
-     TIMED_SQL("lock" suffix, args, ms), "SELECT pg_catalog.pg_advisory_unlock" suffix "(" args ")"}
-#define XACT_ROW(suffix, args, ms)                                                                 \
+     TIMED_SQL("lock" suffix, args, ms), "SELECT " UNLOCK(suffix, args),                           \
+     HELD_SQL("true", mode, key_is), HELD_SQL(UNLOCK(suffix, args), mode, key_is)}
+#define XACT_ROW(suffix, args, ms, mode, key_is)                                                   \
     {TRY_SQL("xact_lock" suffix, args), WAIT_SQL("xact_lock" suffix, args),                        \
-     TIMED_XACT_SQL("xact_lock" suffix, args, ms), NULL}
+     TIMED_XACT_SQL("xact_lock" suffix, args, ms), NULL, HELD_SQL("true", mode, key_is), NULL}
+#define ROWS(ROW)                                                                                  \
+    {{ROW("", "$1", "$2", "Exclusive", BIGINT_IS), ROW("", "$1, $2", "$3", "Exclusive", PAIR_IS)}, \
+     {ROW("_shared", "$1", "$2", "Share", BIGINT_IS),                                              \
+      ROW("_shared", "$1, $2", "$3", "Share", PAIR_IS)}}
 
-static const AdvisorySql SQL[2][2][2] = { /* [xact][shared][pair] */
-    {{SESSION_ROW("", "$1", "$2"), SESSION_ROW("", "$1, $2", "$3")},
-     {SESSION_ROW("_shared", "$1", "$2"), SESSION_ROW("_shared", "$1, $2", "$3")}},
-    {{XACT_ROW("", "$1", "$2"), XACT_ROW("", "$1, $2", "$3")},
-     {XACT_ROW("_shared", "$1", "$2"), XACT_ROW("_shared", "$1, $2", "$3")}},
-};
-
-static const char IS_HELD_SQL[] =
-    "SELECT true FROM pg_catalog.pg_locks l"
-    " WHERE l.locktype OPERATOR(pg_catalog.=) 'advisory'"
-    " AND l.pid OPERATOR(pg_catalog.=) pg_catalog.pg_backend_pid() AND l.granted"
-    " AND l.database OPERATOR(pg_catalog.=) (SELECT d.oid FROM pg_catalog.pg_database d"
-    "   WHERE d.datname OPERATOR(pg_catalog.=) pg_catalog.current_database())"
-    " AND l.classid OPERATOR(pg_catalog.=) $1::pg_catalog.oid"
-    " AND l.objid OPERATOR(pg_catalog.=) $2::pg_catalog.oid"
-    " AND l.objsubid OPERATOR(pg_catalog.=) $3::pg_catalog.int2"
-    " AND l.mode OPERATOR(pg_catalog.=) $4 LIMIT 1";
+static const AdvisorySql SQL[2][2][2] = {ROWS(SESSION_ROW), ROWS(XACT_ROW)}; /* [xact][shared][pair] */
 
 static const char LOCK_TIMEOUT_MS_SQL[] =
     "SELECT (1000 OPERATOR(pg_catalog.*) EXTRACT(epoch FROM"
@@ -87,7 +95,7 @@ static const AdvisorySql *sql_for(const LockKey *key, bool shared, bool xact)
 
 /* A key and perhaps a timeout, as parameters; lives as long as the statement that uses it. */
 typedef struct {
-    char texts[2][24];
+    char texts[2][TEXT_INTEGER_SIZE];
     const char *values[3];
     Oid types[3];
     int count;
@@ -97,16 +105,13 @@ static void key_parameters(KeyParameters *p, const LockKey *key, const char *tim
 {
     p->count = 0;
     if (key->pair) {
-        snprintf(p->texts[0], sizeof p->texts[0], "%" PRId32, key->first);
-        snprintf(p->texts[1], sizeof p->texts[1], "%" PRId32, key->second);
         p->types[0] = p->types[1] = OID_INT4;
-        p->values[0] = p->texts[0];
-        p->values[1] = p->texts[1];
+        p->values[0] = text_integer(p->texts[0], key->first);
+        p->values[1] = text_integer(p->texts[1], key->second);
         p->count = 2;
     } else {
-        snprintf(p->texts[0], sizeof p->texts[0], "%" PRId64, key->key);
         p->types[0] = OID_INT8;
-        p->values[0] = p->texts[0];
+        p->values[0] = text_integer(p->texts[0], key->key);
         p->count = 1;
     }
     if (timeout != NULL) {
@@ -122,6 +127,14 @@ static Statement key_statement(const char *sql, const KeyParameters *p, bool unp
                        .types = p->types,
                        .values = p->values,
                        .unprepared = unprepared};
+}
+
+/* A failed transaction, rows that are streamed and a COPY leave no room for a statement. */
+static bool must_wait(const Session *session)
+{
+    PGTransactionStatusType status = session_transaction(session);
+
+    return status == PQTRANS_INERROR || status == PQTRANS_ACTIVE;
 }
 
 /* ---- acquiring ------------------------------------------------------------------------------- */
@@ -277,8 +290,8 @@ static bool polling_deadline(Session *session, const AdvisoryRequest *request,
 /* Sleep for a poll interval, give or take a fifth so that pollers drift apart; less at the end. */
 static bool polling_sleep(Session *session, int64_t poll_us, int64_t deadline_us, Error *err)
 {
-    int64_t jitter = ((int64_t)arc4random_uniform(401) - 200) * poll_us / 1000;
-    int64_t wake_us = clock_deadline(poll_us + jitter);
+    int64_t jitter = ((int64_t)arc4random_uniform(401) - 200) * (poll_us / 1000);
+    int64_t wake_us = poll_us > INT64_MAX / 2 ? CLOCK_NEVER : clock_deadline(poll_us + jitter);
     struct pollfd hangup = {.fd = PQsocket(session->conn), .events = POLLRDHUP};
 
     if (wake_us > deadline_us)
@@ -340,17 +353,45 @@ static void name_the_lock(const AdvisoryRequest *request, Error *err)
              request->name, message);
 }
 
-static void log_nesting(Session *session, const AdvisoryRequest *request)
+static bool is_held_here(Session *session, const AdvisoryRequest *request, bool same_mode)
 {
-    if (!log_enabled(LOG_DEBUG))
-        return;
     for (SessionHold *hold = session->holds.next; hold != &session->holds; hold = hold->next) {
-        if (hold->kind == ADVISORY && key_equal(&((AdvisoryLock *)hold)->key, &request->key)) {
-            log_printf(LOG_DEBUG, "lock %s is already held by this session: it nests",
-                       request->name);
-            return;
-        }
+        const AdvisoryLock *lock = (const AdvisoryLock *)hold;
+
+        if (hold->kind == ADVISORY && key_equal(&lock->key, &request->key) &&
+            (!same_mode || lock->shared == request->shared))
+            return true;
     }
+    return false;
+}
+
+static void dropped(void *context, const PGresult *result)
+{
+    (void)context;
+    (void)result;
+}
+
+/*
+ * A timeout or a cancel request may come at the very moment when the lock is granted. PostgreSQL
+ * then reports the error, and keeps a session-level lock all the same: nobody would ever release
+ * it. A lock that this session held before needs no such care: another hold of it never waits.
+ */
+static void drop_unreported(Session *session, const AdvisoryRequest *request, const Error *failure)
+{
+    const char *sql = sql_for(&request->key, request->shared, request->xact)->drop;
+    KeyParameters p;
+    Statement statement;
+    Error ignored;
+
+    if (request->xact || session->lost || is_held_here(session, request, true) ||
+        (strcmp(failure->sqlstate, "55P03") != 0 && strcmp(failure->sqlstate, "57014") != 0))
+        return;
+    key_parameters(&p, &request->key, NULL);
+    statement = key_statement(sql, &p, session_transaction(session) != PQTRANS_IDLE);
+    if (must_wait(session))
+        session_defer(session, DEFER_USABLE, sql, p.types, p.values, p.count, dropped, NULL);
+    else
+        session_commands(session, &statement, 1, WAIT_CLEANUP, &ignored);
 }
 
 bool advisory_acquire(Session *session, const AdvisoryRequest *request, AdvisoryLock **lock,
@@ -365,10 +406,12 @@ bool advisory_acquire(Session *session, const AdvisoryRequest *request, Advisory
     made = calloc(1, sizeof *made);
     if (made == NULL)
         return error_set(err, ERROR_SQL, "out of memory");
-    log_nesting(session, request);
+    if (log_enabled(LOG_DEBUG) && is_held_here(session, request, false))
+        log_printf(LOG_DEBUG, "lock %s is already held by this session: it nests", request->name);
     start_us = clock_monotonic_us();
     if (!acquire(session, request, &waited, err)) {
         free(made);
+        drop_unreported(session, request, err);
         name_the_lock(request, err);
         return false;
     }
@@ -395,7 +438,7 @@ static bool was_lost(const AdvisoryLock *lock, Error *err)
                            "DISCARD ALL, or an unlock of the same key.");
 }
 
-/* The release that a failed transaction had put off. */
+/* The release that had to wait. */
 static void released_late(void *context, const PGresult *result)
 {
     AdvisoryLock *lock = context;
@@ -450,7 +493,7 @@ bool advisory_release(AdvisoryLock *lock, Error *err)
         return false;
     }
     key_parameters(&p, &lock->key, NULL);
-    if (session_transaction(session) == PQTRANS_INERROR) {
+    if (must_wait(session)) {
         lock->released = true;
         return release_later(lock, sql, &p, err);
     }
@@ -473,26 +516,16 @@ bool advisory_release(AdvisoryLock *lock, Error *err)
 
 bool advisory_is_held(AdvisoryLock *lock, bool *held, Error *err)
 {
-    LockKeyParts parts = key_parts(&lock->key);
-    char classid[16];
-    char objid[16];
-    char objsubid[8];
+    KeyParameters p;
+    Statement statement;
     PGresult *result;
 
     *held = false;
     if (lock->released || lock->hold.session == NULL)
         return true;
-    snprintf(classid, sizeof classid, "%" PRIu32, parts.classid);
-    snprintf(objid, sizeof objid, "%" PRIu32, parts.objid);
-    snprintf(objsubid, sizeof objsubid, "%d", parts.objsubid);
-    result = session_query(
-        lock->hold.session,
-        &(Statement){.sql = IS_HELD_SQL,
-                     .count = 4,
-                     .types = (Oid[]){OID_TEXT, OID_TEXT, OID_TEXT, OID_TEXT},
-                     .values = (const char *[]){classid, objid, objsubid,
-                                                lock->shared ? "ShareLock" : "ExclusiveLock"}},
-        WAIT_NORMAL, err);
+    key_parameters(&p, &lock->key, NULL);
+    statement = key_statement(sql_for(&lock->key, lock->shared, lock->xact)->held, &p, false);
+    result = session_query(lock->hold.session, &statement, WAIT_NORMAL, err);
     if (result == NULL)
         return false;
     *held = PQntuples(result) == 1;

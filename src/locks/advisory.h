@@ -40,7 +40,8 @@ bool advisory_acquire(Session *session, const AdvisoryRequest *request, Advisory
 
 /*
  * Give a session-level lock back, and check that it was still held ("lock_lost" if not). In a
- * failed transaction this is queued until its rollback. Idempotent. An interrupt does not end it.
+ * failed transaction this is queued until its rollback, while rows are streamed or a COPY is under
+ * way until their end. Idempotent. An interrupt does not end it.
  */
 bool advisory_release(AdvisoryLock *lock, Error *err);
 

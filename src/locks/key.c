@@ -122,7 +122,7 @@ void key_text(const LockKey *key, char text[KEY_TEXT_SIZE])
     if (key->pair)
         snprintf(text, KEY_TEXT_SIZE, "%" PRId32 ",%" PRId32, key->first, key->second);
     else
-        snprintf(text, KEY_TEXT_SIZE, "%" PRId64, key->key);
+        text_integer(text, key->key);
 }
 
 bool key_equal(const LockKey *a, const LockKey *b)

@@ -11,6 +11,7 @@ typedef struct {
     char previous[64]; /* as current_setting says it, e.g. "2s" */
     bool local;        /* set for the transaction only */
     uint64_t era;      /* of that transaction */
+    int pid;           /* of the session's backend: another one never had it */
 } LockTimeout;
 
 /*
@@ -22,8 +23,8 @@ bool timeout_set(Session *session, int64_t us, LockTimeout *timeout, Error *err)
 
 /*
  * Put back what was before: RESET where the session had no value of its own. In a failed
- * transaction this waits for its rollback; what a rollback would undo is done again after it.
- * An interrupt does not end it.
+ * transaction this waits for its rollback, while rows are streamed for their end; what a rollback
+ * of the transaction undoes is done again after it. An interrupt does not end it.
  */
 bool timeout_restore(Session *session, const LockTimeout *timeout, Error *err);
 

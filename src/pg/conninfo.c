@@ -1,6 +1,7 @@
 #include "pg/conninfo.h"
 
 #include <ctype.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <strings.h>
@@ -24,32 +25,69 @@ static bool is_secret_keyword(const char *keyword)
     return strcmp(keyword, "password") == 0 || strcmp(keyword, "sslpassword") == 0;
 }
 
+/* Does a place of the conninfo where `piece` stands overlap [start, end)? */
+static bool overlaps(const char *piece, size_t length, const char *conninfo, const char *start,
+                     const char *end)
+{
+    const char *stop = conninfo + strlen(conninfo);
+    const char *found = conninfo;
+
+    while ((found = memmem(found, (size_t)(stop - found), piece, length)) != NULL) {
+        if (found < end && found + length > start)
+            return true;
+        found++;
+    }
+    return false;
+}
+
 /*
- * Could this piece of the conninfo belong to a password? In a URI all from the first ':' of the
- * authority to the last '@'; in a keyword string all behind the word "password" (what comes after
- * an unquoted blank in a password looks like a keyword to libpq); in both a password option's value.
+ * Could this piece of a conninfo that libpq could not read belong to a password? That is all from
+ * the first ':' of the authority to the last '@' (the scheme may be misspelt, or missing), or to
+ * the end of the authority where there is no '@'; and all behind the word "password" (what comes
+ * after an unquoted blank in a password looks like a keyword to libpq).
  */
 static bool is_secret(const char *piece, size_t length, const char *conninfo)
 {
-    const char *start = NULL;
-    const char *end = conninfo + strlen(conninfo);
+    const char *scheme = strstr(conninfo, "://");
+    const char *authority = scheme == NULL ? conninfo : scheme + 3;
+    const char *start = strchr(authority, ':');
+    const char *at = strrchr(authority, '@');
+    const char *word = strcasestr(conninfo, "password");
 
     if (length == 0)
         return false;
-    if (is_uri(conninfo)) {
-        const char *authority = strstr(conninfo, "://") + 3;
-        const char *at = strrchr(authority, '@');
-
-        start = strchr(authority, ':');
-        if (start != NULL && at != NULL && start < at && memmem(start, (size_t)(at - start) + 1,
-                                                               piece, length) != NULL)
-            return true;
-    }
-    start = strcasestr(conninfo, "password");
-    return start != NULL && memmem(start, (size_t)(end - start), piece, length) != NULL;
+    if (at == NULL && scheme != NULL)
+        at = authority + strcspn(authority, "/?");
+    if (start != NULL && at != NULL && overlaps(piece, length, conninfo, start, at))
+        return true;
+    return word != NULL && overlaps(piece, length, conninfo, word, conninfo + strlen(conninfo));
 }
 
-/* The same where libpq could read the conninfo: the values are known, so nothing else is hidden. */
+/*
+ * Copy libpq's reason why it could not read the conninfo. The piece of it that the reason shows
+ * goes up to the reason's last quote: the piece may hold quotes itself.
+ */
+static void redact_reason(const char *reason, const char *conninfo, char *out, size_t size)
+{
+    static const char *const OPENINGS[] = {": \"", "after \"", "option \"", "found in \""};
+    const char *piece = NULL;
+    const char *close = strrchr(reason, '"');
+    char shown[1024];
+
+    for (size_t i = 0; i < sizeof OPENINGS / sizeof OPENINGS[0]; i++) {
+        const char *opening = strstr(reason, OPENINGS[i]);
+
+        if (opening != NULL && (piece == NULL || opening + strlen(OPENINGS[i]) < piece))
+            piece = opening + strlen(OPENINGS[i]);
+    }
+    if (piece == NULL || close < piece || !is_secret(piece, (size_t)(close - piece), conninfo))
+        snprintf(shown, sizeof shown, "%s", reason);
+    else
+        snprintf(shown, sizeof shown, "%.*s***%s", (int)(piece - reason), reason, close);
+    shown[strcspn(shown, "\n")] = '\0';
+    text_copy(out, size, shown);
+}
+
 static bool is_secret_value(const char *piece, size_t length, const PQconninfoOption *options)
 {
     for (; options->keyword != NULL; options++) {
@@ -83,16 +121,10 @@ void conninfo_redact(const char *message, const char *conninfo, char *out, size_
                 piece_length = (size_t)(close - piece) + 1;
         }
         shown_length = piece_length;
-        if (piece_length > 2) {
-            const char *inner = piece + 1;
-            size_t inner_length = piece_length - 2;
-
-            if (is_uri(conninfo) || options == NULL
-                    ? is_secret(inner, inner_length, conninfo)
-                    : is_secret_value(inner, inner_length, options)) {
-                shown = "\"***\"";
-                shown_length = 5;
-            }
+        if (piece_length > 2 &&
+            (options == NULL || is_secret_value(piece + 1, piece_length - 2, options))) {
+            shown = "\"***\"";
+            shown_length = 5;
         }
         cut = used + shown_length >= size;
         if (!cut) {
@@ -105,32 +137,57 @@ void conninfo_redact(const char *message, const char *conninfo, char *out, size_
     PQconninfoFree(options);
 }
 
+static bool is_numeric_list(const char *text)
+{
+    return text[strspn(text, "0123456789,")] == '\0';
+}
+
+/*
+ * Did libpq read part of a password as something else, which would be shown? Names what is wrong,
+ * or NULL. In a URI that is so where the password has an "@", "/" or "?" that is not encoded.
+ */
+static const char *misread(const char *conninfo, const PQconninfoOption *options)
+{
+    const char *host = option_value(options, "host");
+    const char *port = option_value(options, "port");
+    const char *dbname = option_value(options, "dbname");
+
+    if (is_uri(conninfo)) {
+        if (host != NULL && strchr(host, '@') != NULL)
+            return "its host has an \"@\"";
+        if (port != NULL && !is_numeric_list(port))
+            return "its port is not a number";
+        if (dbname != NULL && strchr(dbname, '@') != NULL &&
+            option_value(options, "user") == NULL)
+            return "its database has an \"@\"";
+    }
+    for (; options->keyword != NULL; options++) {
+        if (options->val != NULL && !is_secret_keyword(options->keyword) &&
+            strcasestr(options->val, "password=") != NULL)
+            return "it has \"password=\" in another option's value";
+    }
+    return NULL;
+}
+
 bool conninfo_check(const char *conninfo, Error *err)
 {
     char *reason = NULL;
     PQconninfoOption *options = PQconninfoParse(conninfo, &reason);
-    const char *host;
-    bool ok = false;
+    const char *problem = NULL;
+    char shown[512];
 
     if (options == NULL) {
-        char shown[512];
-
-        conninfo_redact(reason == NULL ? "out of memory" : reason, conninfo, shown, sizeof shown);
+        redact_reason(reason == NULL ? "out of memory" : reason, conninfo, shown, sizeof shown);
         error_usage(err, "the conninfo is malformed: %s", shown);
-        goto out;
+    } else if ((problem = misread(conninfo, options)) != NULL) {
+        error_usage(err, "the conninfo is malformed: %s", problem);
+        if (is_uri(conninfo))
+            error_hint(err, "Write special characters of a user or password percent-encoded: "
+                            "\"@\" is %%40, \"/\" is %%2F, \":\" is %%3A, \"?\" is %%3F.");
     }
-    host = option_value(options, "host");
-    if (is_uri(conninfo) && host != NULL && strchr(host, '@') != NULL) {
-        error_usage(err, "the conninfo is malformed: its host has an \"@\"");
-        error_hint(err, "Write special characters of a user or password percent-encoded: \"@\" is "
-                        "%%40, \"/\" is %%2F, \":\" is %%3A.");
-        goto out;
-    }
-    ok = true;
-out:
-    PQconninfoFree(options);
     PQfreemem(reason);
-    return ok;
+    PQconninfoFree(options);
+    return options != NULL && problem == NULL;
 }
 
 bool conninfo_has_several_hosts(const char *conninfo)
@@ -183,8 +240,10 @@ PGconn *conninfo_connect(const char *conninfo, const char *application)
     }
     keywords[n] = "fallback_application_name";
     values[n++] = application;
-    keywords[n] = "dbname";
-    values[n++] = conninfo;
+    if (conninfo[strspn(conninfo, " \t\r\n\v\f")] != '\0') { /* blanks alone would be a name */
+        keywords[n] = "dbname";
+        values[n++] = conninfo;
+    }
     keywords[n] = NULL;
     values[n] = NULL;
     return PQconnectdbParams(keywords, values, 1);

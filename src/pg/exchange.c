@@ -33,10 +33,7 @@ static ErrorKind kind_of(const char *sqlstate, const PGresult *result)
     }
     if (strcmp(sqlstate, "40P01") == 0)
         return ERROR_DEADLOCK;
-    if (strncmp(sqlstate, "08", 2) == 0 || strcmp(sqlstate, "57P01") == 0 ||
-        strcmp(sqlstate, "57P02") == 0 || strcmp(sqlstate, "57P03") == 0)
-        return ERROR_CONNECTION;
-    return ERROR_SQL;
+    return ERROR_SQL; /* also in class 08: only a FATAL error is about this connection */
 }
 
 static bool holds_locks(const Session *session)

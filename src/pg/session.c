@@ -241,6 +241,8 @@ bool session_open(Session *session, Error *err)
     session->pooled = true;
     if (ask_who(session, err) && apply_settings(session, err))
         return true;
+    if (session->lost)
+        err->hint[0] = '\0'; /* there is no session yet that reconnect() could help */
     session_close(session);
     return false;
 }
@@ -270,5 +272,6 @@ bool session_reconnect(Session *session, Error *err)
 
 PGTransactionStatusType session_transaction(const Session *session)
 {
-    return session->conn == NULL ? PQTRANS_IDLE : PQtransactionStatus(session->conn);
+    return session->conn == NULL || session->lost ? PQTRANS_IDLE
+                                                  : PQtransactionStatus(session->conn);
 }

@@ -35,14 +35,6 @@ PGresult *session_stream_next(Session *session, bool *done, Error *err)
     return NULL;
 }
 
-void session_stream_drain(Session *session)
-{
-    if (session->activity != SESSION_STREAMS)
-        return;
-    exchange_drain(session);
-    exchange_leave(session);
-}
-
 static bool start_copy(Session *session, const char *sql, SessionActivity direction, Error *err)
 {
     PGresult *result = NULL;
@@ -130,40 +122,83 @@ char *session_copy_get(Session *session, size_t *length, Error *err)
     return NULL; /* the end, or an error that session_copy_end reads */
 }
 
-bool session_copy_end(Session *session, const char *abort, int64_t *rows, Error *err)
+/* Read the result of what was copied in. */
+static bool end_copy_in(Session *session, const char *abort, int64_t *rows, Error *err)
 {
     PGresult *result = NULL;
+    bool ok;
+
+    while (PQputCopyEnd(session->conn, abort) == 0) {
+        if (!wait_for_room(session, err))
+            return false;
+    }
+    if (!exchange_receive(session, &result, err))
+        return false;
+    ok = exchange_check(session, result, NULL, err);
+    if (ok)
+        *rows = strtoll(PQcmdTuples(result), NULL, 10);
+    PQclear(result);
+    return ok;
+}
+
+/* The same of what was copied out, of which more may be on its way. */
+static bool end_copy_out(Session *session, int64_t *rows, Error *err)
+{
+    PGresult *result = NULL;
+    bool ok;
+
+    if (!exchange_receive(session, &result, err))
+        return false;
+    ok = PQresultStatus(result) == PGRES_COPY_OUT || exchange_check(session, result, NULL, err);
+    if (ok && PQresultStatus(result) == PGRES_COMMAND_OK)
+        *rows = strtoll(PQcmdTuples(result), NULL, 10);
+    PQclear(result);
+    return ok;
+}
+
+bool session_copy_end(Session *session, const char *abort, int64_t *rows, Error *err)
+{
     bool ok = false;
 
     *rows = 0;
     error_clear(err);
     if (session->lost) {
         *err = session->loss;
-        goto out;
-    }
-    while (session->activity == SESSION_COPIES_IN && PQputCopyEnd(session->conn, abort) == 0) {
-        if (!wait_for_room(session, err))
-            goto out;
-    }
-    /* A COPY out that was left early still has data on its way. */
-    if (!exchange_receive(session, &result, err))
-        goto out;
-    if (PQresultStatus(result) == PGRES_COPY_OUT) {
-        PQclear(result);
-        result = NULL;
+    } else {
+        ok = session->activity == SESSION_COPIES_IN ? end_copy_in(session, abort, rows, err)
+                                                    : end_copy_out(session, rows, err);
         exchange_drain(session);
-        ok = !session->lost;
-        goto out;
+        if (ok && session->lost) {
+            *err = session->loss;
+            ok = false;
+        }
     }
-    ok = exchange_check(session, result, NULL, err);
-    if (ok)
-        *rows = strtoll(PQcmdTuples(result), NULL, 10);
-    exchange_drain(session);
-    ok = ok && !session->lost;
-out:
-    PQclear(result);
     exchange_leave(session);
     return ok;
+}
+
+bool session_is_in_use(const Session *session, uint64_t use)
+{
+    return session->activity != SESSION_FREE && session->uses == use;
+}
+
+void session_abandon(Session *session)
+{
+    int64_t rows;
+    Error ignored;
+
+    switch (session->activity) {
+    case SESSION_STREAMS:
+        exchange_drain(session);
+        exchange_leave(session);
+        break;
+    case SESSION_COPIES_IN:
+    case SESSION_COPIES_OUT:
+        session_copy_end(session, "the copy was left before its end", &rows, &ignored);
+        break;
+    default:
+        break;
+    }
 }
 
 PGnotify *session_notification(Session *session, int64_t deadline_us, Error *err)

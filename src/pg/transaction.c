@@ -70,6 +70,7 @@ bool session_rollback(Session *session, uint64_t serial, Error *err)
 
     if (depth < 0)
         return already_over(err);
+    session_abandon(session);
     session->depth = depth; /* whatever comes: nobody can do more to this block */
     if (!session->savepoints[depth])
         return session_run(session, "ROLLBACK", WAIT_CLEANUP, err);

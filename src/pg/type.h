@@ -12,6 +12,7 @@ enum {
     TYPE_INT8 = 20,
     TYPE_INT2 = 21,
     TYPE_INT4 = 23,
+    TYPE_TEXT = 25,
     TYPE_OID = 26,
     TYPE_JSON = 114,
     TYPE_BOX = 603,

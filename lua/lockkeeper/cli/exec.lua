@@ -1,97 +1,98 @@
 --- lockkeeper exec: hold a lock while a command runs.
 local core = require "lockkeeper.core"
+local failure = require "lockkeeper.cli.failure"
 local host = require "lockkeeper.host"
 local ids = require "lockkeeper.cli.ids"
 local lock = require "lockkeeper"
-local options = require "lockkeeper.cli.options"
+local patience = require "lockkeeper.cli.patience"
 
 local exec = {}
+
+local say = failure.say
 
 exec.spec = {
   usage = "lockkeeper exec --lock ID [options] -- CMD [ARG...]",
   summary = "Holds a lock while CMD runs, as flock(1) does for a file.",
-  text = ids.TEXT .. "\n"
-    .. "Signals are passed on to CMD, and its exit code is ours. When the lock is lost CMD is\n"
-    .. "stopped (exit code 125). Redirections belong inside: -- sh -c 'pg_dump … > file'.\n"
-    .. "Exit code: CMD's own; 69 no connection; 75 the lock was not to be had; 124 --max-run\n"
-    .. "passed; 125 the lock was lost; 126, 127 CMD can't be executed, is not found.",
+  text = {
+    ids.TEXT,
+    "Signals are passed on to CMD, and its exit code is ours. When the lock is lost CMD is stopped, and "
+      .. "so is whatever it leaves behind when it ends. LOCKKEEPER_KEY tells it the key. Redirections "
+      .. "belong inside the lock: -- sh -c 'pg_dump … > file'.",
+    "Exit code: CMD's own; 69 no connection; 75 the lock was not to be had; 124 --max-run passed; 125 the "
+      .. "lock was lost; 126 CMD can't be executed; 127 it is not found; 128 + N ended by signal N.",
+  },
   rest = true,
   operands = { min = 1, name = "CMD" },
   options = {
     { "--lock", value = "ID", key = "lock", help = "the lock to hold" },
     ids.OPTIONS[1], ids.OPTIONS[2],
-    { "--shared", key = "shared", help = "a shared lock" },
+    { "--shared", key = "shared", help = "a shared lock: others may share it" },
     { "-w", "--timeout", value = "D", key = "timeout", kind = "duration",
-      help = "how long to wait for it (default: for ever)" },
+      help = "how long to wait, in seconds or as 250ms, 5s, 1h30m (default: for ever)" },
     { "-n", key = "timeout", set = 0, help = "do not wait: --timeout 0" },
     { "--busy-exit", value = "N", key = "busy_exit", kind = "integer", from = 0, to = 255,
       help = "the exit code where it was not to be had (default 75)" },
-    { "--no-poll", key = "no_poll", help = "wait inside the server, in its queue" },
+    { "--no-poll", key = "no_poll", help = "wait inside the server, in its queue, not by trying again" },
     { "--model", value = "TABLE", key = "model", help = "lock a table too, or alone" },
     { "--mode", value = "MODE", key = "mode", help = "its mode (default ACCESS EXCLUSIVE)" },
     { "--lock-timeout", value = "D", key = "lock_timeout", kind = "duration",
       help = "lock_timeout of CMD's own sessions, through PGOPTIONS" },
-    { "--max-run", value = "D", key = "max_run", kind = "duration",
-      help = "stop CMD after that long (exit code 124)" },
+    { "--max-run", value = "D", key = "max_run", kind = "duration", help = "stop CMD after that long" },
   },
 }
 
-local POLL = 0.25
+-- Of the milliseconds of a setting of PostgreSQL's.
+local SETTING_MAX = 2147483647
 
-local function say(...)
-  io.stderr:write("lockkeeper: ", ...)
-  io.stderr:write("\n")
-end
-
--- Who has it, for the one who could not get it.
+-- Who holds the locks that the FROM clause finds as `l`.
 local HOLDERS_SQL = [[
-SELECT l.pid, a.usename, a.application_name, a.client_addr
+SELECT l.pid, a.usename AS "user", a.application_name, pg_catalog.host(a.client_addr) AS client_addr
   FROM pg_catalog.pg_locks l LEFT JOIN pg_catalog.pg_stat_activity a ON a.pid OPERATOR(pg_catalog.=) l.pid
- WHERE l.locktype OPERATOR(pg_catalog.=) 'advisory' AND l.granted
+ WHERE l.granted AND l.pid OPERATOR(pg_catalog.<>) pg_catalog.pg_backend_pid()
    AND l.database OPERATOR(pg_catalog.=) (SELECT d.oid FROM pg_catalog.pg_database d
          WHERE d.datname OPERATOR(pg_catalog.=) pg_catalog.current_database())
+   AND %s
+ ORDER BY l.pid]]
+local ADVISORY_SQL = HOLDERS_SQL:format([[l.locktype OPERATOR(pg_catalog.=) 'advisory'
    AND l.classid OPERATOR(pg_catalog.=) $1::pg_catalog.text::pg_catalog.oid
    AND l.objid OPERATOR(pg_catalog.=) $2::pg_catalog.text::pg_catalog.oid
-   AND l.objsubid OPERATOR(pg_catalog.=) $3
- LIMIT 3]]
+   AND l.objsubid OPERATOR(pg_catalog.=) $3]])
+local TABLE_SQL = HOLDERS_SQL:format([[l.locktype OPERATOR(pg_catalog.=) 'relation'
+   AND l.relation OPERATOR(pg_catalog.=) pg_catalog.to_regclass($1)]])
 
-local function say_who_holds(id, values)
+---@return Wanted
+local function advisory(id, values)
   local key, second = lock.key(id, { scheme = values.scheme, prefix = values.prefix })
-  local parts = table.pack(lock.key_parts(second and { key, second } or key))
-  for _, row in ipairs(lock.db:query(HOLDERS_SQL, tostring(parts[1]), tostring(parts[2]), parts[3])) do
-    say(("  held by pid %d%s%s%s"):format(row.pid,
-      row.usename and ", user " .. row.usename or "",
-      row.application_name and row.application_name ~= "" and ", " .. row.application_name or "",
-      row.client_addr and ", from " .. row.client_addr or ""))
-  end
+  local classid, objid, objsubid = lock.key_parts(second and { key, second } or key)
+  return {
+    name = "lock " .. values.lock,
+    take = function(timeout)
+      return lock.advisory(id, { timeout = timeout, shared = values.shared, scheme = values.scheme,
+        prefix = values.prefix })
+    end,
+    holders = function()
+      return lock.db:query(ADVISORY_SQL, tostring(classid), tostring(objid), objsubid)
+    end,
+  }
 end
 
-local function acquire(id, values)
-  local held, err = lock.advisory(id, {
-    timeout = values.timeout == nil and false or values.timeout,
-    shared = values.shared,
-    scheme = values.scheme,
-    prefix = values.prefix,
-    poll = not values.no_poll and POLL,
-  })
-  if not held then
-    say(err.message)
-    say_who_holds(id, values)
-  end
-  return held
-end
-
-local function lock_table(values)
-  local options_given = { mode = values.mode }
-  if values.timeout ~= nil then
-    options_given.timeout = values.timeout
-    options_given.on_busy = "return"
-  end
-  local ok, err = lock.model(values.model, options_given)
-  if not ok then
-    say(("table %s: %s"):format(values.model, err.message))
-  end
-  return ok
+-- The transaction is the hold, and each try has one of its own: a failed try leaves no snapshot
+-- and no transaction id that others would have to wait for.
+---@return Wanted
+local function model(values)
+  return {
+    name = "table " .. values.model,
+    take = function(timeout)
+      local tx = lock.db:begin()
+      local ok, err = lock.model(values.model, { mode = values.mode, timeout = timeout, on_busy = "return" })
+      if ok then
+        return tx
+      end
+      tx:close()
+      return nil, err
+    end,
+    holders = function() return lock.db:query(TABLE_SQL, values.model) end,
+  }
 end
 
 local function key_text(held)
@@ -103,8 +104,12 @@ local function key_text(held)
   return tostring(held.key)
 end
 
+-- What CMD finds in its environment beside ours.
 local function environment(held, values)
   local env = { LOCKKEEPER_KEY = key_text(held) }
+  for name, value in pairs(values.forgotten or {}) do
+    env[name] = value
+  end
   if values.lock_timeout ~= nil then
     local ms = values.lock_timeout and math.ceil(values.lock_timeout * 1000) or 0
     local before = os.getenv("PGOPTIONS")
@@ -124,7 +129,8 @@ local function run(argv, held, values)
     return how == "not_found" and 127 or 126
   elseif how == "lost" then
     say("the lock was lost: the session that held it ended. The command was stopped.")
-    return 125
+    lock.db:ping() -- so that the session knows, too, that it has nothing left to give back
+    return 125, true
   elseif how == "timed_out" then
     say("--max-run passed: the command was stopped.")
     return 124
@@ -134,11 +140,13 @@ end
 
 local function check(values)
   if not values.lock and not values.model then
-    options.wrong("--lock ID or --model TABLE is missing")
+    failure.words("--lock ID or --model TABLE is missing")
   elseif values.mode and not values.model then
-    options.wrong("--mode needs --model TABLE")
+    failure.words("--mode needs --model TABLE")
   elseif (values.scheme or values.prefix or values.shared) and not values.lock then
-    options.wrong("--scheme, --prefix and --shared need --lock ID")
+    failure.words("--scheme, --prefix and --shared need --lock ID")
+  elseif values.lock_timeout and values.lock_timeout * 1000 > SETTING_MAX then
+    failure.words("--lock-timeout is more than a setting of PostgreSQL's can be (24.8 days)")
   end
 end
 
@@ -146,18 +154,17 @@ function exec.main(values, argv)
   check(values)
   local id = values.lock and ids.parse(values.lock, values.scheme)
   core.set_application("lockkeeper: " .. (values.lock or values.model))
-  local held = id and acquire(id, values)
+  local wait = patience.new(values.timeout or nil, not values.no_poll)
+  local held = id and wait(advisory(id, values))
   if id and not held then
     return values.busy_exit or 75
   end
-  local tx <close> = values.model and lock.db:begin() or nil
-  if tx and not lock_table(values) then
+  local tx <close> = values.model and wait(model(values)) or nil
+  if values.model and not tx then
     return values.busy_exit or 75
   end
-  local code = run(argv, held, values)
-  if code == 125 then
-    lock.db:ping() -- so that the session knows, too, that it has nothing left to give back
-  elseif held then
+  local code, lost = run(argv, held, values)
+  if held and not lost then
     held:release() -- raises lock_lost, exit code 125, where something unlocked it in the middle
   end
   return code

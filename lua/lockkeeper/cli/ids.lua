@@ -1,12 +1,12 @@
 --- Lock ids on the command line.
-local options = require "lockkeeper.cli.options"
+local failure = require "lockkeeper.cli.failure"
 
 local ids = {}
 
 ids.SCHEMES = { "pglock", "pglocks", "postgresql-lock", "with_advisory_lock", "hashtext" }
 
 ids.OPTIONS = {
-  { "--scheme", value = "SCHEME", key = "scheme",
+  { "--scheme", value = "SCHEME", key = "scheme", kind = "choice", choices = ids.SCHEMES,
     help = "how the name becomes a key: " .. table.concat(ids.SCHEMES, ", ") },
   { "--prefix", value = "N", key = "prefix", kind = "integer", from = -2147483648, to = 2147483647,
     help = "with_advisory_lock's number" },
@@ -17,7 +17,7 @@ ids.TEXT = "ID is a name; without --scheme a whole number is a bigint key, and N
 --- The id that a word means: a number or two only where no scheme says that it is a name.
 function ids.parse(word, scheme)
   if word == "" then
-    options.wrong("the ID is empty")
+    failure.words("the ID is empty")
   elseif scheme then
     return word
   end
@@ -28,7 +28,7 @@ function ids.parse(word, scheme)
   if word:match("^%-?%d+$") then
     local key = math.tointeger(word)
     if not key then
-      options.wrong(("%s is larger than a bigint key can be; --scheme makes it a name"):format(word))
+      failure.words(("%s is larger than a bigint key can be; --scheme makes it a name"):format(word))
     end
     return key
   end

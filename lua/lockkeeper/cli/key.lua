@@ -1,9 +1,10 @@
 --- lockkeeper key: the key that a name becomes.
+local failure = require "lockkeeper.cli.failure"
 local host = require "lockkeeper.host"
 local ids = require "lockkeeper.cli.ids"
 local keys = require "lockkeeper.cli.keys"
 local lock = require "lockkeeper"
-local options = require "lockkeeper.cli.options"
+local place = require "lockkeeper.cli.place"
 local text_table = require "lockkeeper.report.table"
 
 local key = {}
@@ -11,8 +12,10 @@ local key = {}
 key.spec = {
   usage = "lockkeeper key ID [--scheme SCHEME] [options]",
   summary = "The key that an ID becomes, as pg_locks shows it; under every scheme where none is given.",
-  text = ids.TEXT .. "\n"
-    .. "hashtext is the server's own function: shown where a server is named, or with --scheme hashtext.",
+  text = {
+    ids.TEXT,
+    "hashtext is the server's own function: it is shown where a server is named, or with --scheme hashtext.",
+  },
   operands = { min = 1, max = 1, name = "ID" },
   options = { ids.OPTIONS[1], ids.OPTIONS[2], keys.FORMAT },
 }
@@ -25,22 +28,26 @@ local COLUMNS = {
   { title = "OBJSUBID", key = "objsubid", right = true },
 }
 
-local function server_is_named(values)
-  return values.dsn or values.embedded or values.scheme == "hashtext" or os.getenv("DATABASE_URL")
-    or os.getenv("PGHOST") or os.getenv("PGSERVICE") or os.getenv("PGDATABASE")
+-- The database that the key is for, where one is named. Most keys need no server: one that only the
+-- environment names may be down.
+local function connect(values)
+  if values.dsn or values.embedded or values.scheme == "hashtext" then
+    return keys.place()
+  elseif place.is_named() then
+    local ok, text, database = pcall(keys.place)
+    if ok then
+      return text, database
+    elseif not failure.is_ours(text) or text.kind ~= "connection" then
+      error(text, 0)
+    end
+    failure.say(("not connected, so hashtext is left out: %s"):format(text.message))
+  end
 end
 
 function key.main(values, operands)
-  local format = values.format or "table"
-  if format ~= "table" and format ~= "json" then
-    options.wrong(("--format must be table or json, not %s"):format(format))
-  end
-  local place, database
-  if server_is_named(values) then
-    place, database = keys.place()
-  end
-  local rows = keys.of(operands[1], values, place ~= nil)
-  if format == "json" then
+  local where, database = connect(values)
+  local rows = keys.of(operands[1], values, where ~= nil)
+  if values.format == "json" then
     for _, row in ipairs(rows) do
       row.database = database
       row.scheme = row.scheme ~= "" and row.scheme or nil
@@ -48,8 +55,8 @@ function key.main(values, operands)
     print(lock.json.encode(rows))
     return 0
   end
-  if place then
-    print(place)
+  if where then
+    print(where)
   end
   io.stdout:write(text_table.format(COLUMNS, rows, host.terminal(1)))
   return 0

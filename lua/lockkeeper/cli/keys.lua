@@ -36,9 +36,11 @@ SELECT pg_catalog.current_database() AS database, pg_catalog.current_setting('se
        pg_catalog.host(pg_catalog.inet_server_addr()) AS host, pg_catalog.inet_server_port() AS port,
        pg_catalog.current_setting('unix_socket_directories') AS socket]])
   local at = row.host and ("%s:%d"):format(row.host, row.port) or row.socket:gsub('"', "")
-  return ("database %s on %s (PostgreSQL %s)"):format(row.database, at, row.version:match("^%S+")), row.database
+  local version = row.version:match("^%S+")
+  return ("database %s on %s (PostgreSQL %s)"):format(row.database, at, version), row.database
 end
 
-keys.FORMAT = { "--format", value = "FORMAT", key = "format", help = "table (default) or json" }
+keys.FORMAT = { "--format", value = "FORMAT", key = "format", kind = "choice", choices = { "table", "json" },
+  help = "table (default) or json" }
 
 return keys

@@ -1,18 +1,19 @@
 --- Command lines: options and operands by a specification, and the help made from it.
 --
--- A specification: { usage =, summary =, text =, options = { { "-d", "--dsn", value = "CONNINFO",
--- key = "dsn", kind = "text", help = "…" }, … }, operands = { min =, max = }, rest = true }.
--- kind: "flag" (default without value), "text", "duration", "integer". With `rest` everything from
--- the first operand on is left as it is.
+-- A specification: { usage =, summary =, text = { paragraph, … }, operands = { min =, max =, name = },
+-- rest = true, options = { { "-w", "--timeout", value = "D", key = "timeout", kind = "duration",
+-- help = "…" }, … } }. kind: "text" (the default), "duration", "integer" (`from`, `to`), "choice" (of
+-- `choices`); an option without `value` is a flag. With `rest` everything from the first operand on
+-- is left as it is.
 local core = require "lockkeeper.core"
+local failure = require "lockkeeper.cli.failure"
 
 local options = {}
 
---- Raised for wrong words: shown with the way to the help, exit code 2.
-local function wrong(message)
-  error({ words = message }, 0)
-end
-options.wrong = wrong
+-- Where the text of an option begins at most, and how wide the help is where it goes to no terminal.
+local HELP_COLUMN, HELP_WIDTH = 24, 80
+
+local wrong = failure.words
 
 local function find(spec, name)
   for _, option in ipairs(spec.options) do
@@ -35,9 +36,17 @@ local function nearest(spec, name)
   return near and ("; did you mean %s?"):format(near) or ""
 end
 
+--- A word for a message: in quotes, and not endless.
 local function quoted(text)
   return #text > 60 and ("a text of %d bytes"):format(#text) or ('"%s"'):format(text)
 end
+options.quoted = quoted
+
+--- An option for a message.
+local function shown(name)
+  return #name > 60 and name:sub(1, 60) .. "…" or name
+end
+options.shown = shown
 
 -- A duration on the command line may be a plain number of seconds too; "false" is without limit.
 local function duration(text, name)
@@ -63,6 +72,15 @@ local function convert(option, name, text)
         option.from and (" from %d to %d"):format(low, high) or "", quoted(text)))
     end
     return number
+  elseif kind == "choice" then
+    for _, choice in ipairs(option.choices) do
+      if choice == text then
+        return text
+      end
+    end
+    local near = core.nearest(text, option.choices)
+    wrong(("%s must be one of %s, not %s%s"):format(name, table.concat(option.choices, ", "), quoted(text),
+      near and ("; did you mean %s?"):format(near) or ""))
   end
   return text
 end
@@ -79,7 +97,8 @@ local function split(word)
   return word
 end
 
---- Parse `words` by `spec`. Returns the values by key, and the operands.
+--- Parse `words` by `spec`. Returns the values by key, and the operands. A negative number is an
+--- operand.
 function options.parse(spec, words)
   local values, operands = {}, {}
   local i = 1
@@ -88,7 +107,7 @@ function options.parse(spec, words)
     if word == "--" then
       table.move(words, i + 1, #words, #operands + 1, operands)
       break
-    elseif word:sub(1, 1) ~= "-" or word == "-" then
+    elseif word:sub(1, 1) ~= "-" or word == "-" or word:find("^%-%d+$") or word:find("^%-%d+,") then
       if spec.rest then
         table.move(words, i, #words, #operands + 1, operands)
         break
@@ -98,7 +117,7 @@ function options.parse(spec, words)
       local name, value = split(word)
       local option = find(spec, name)
       if not option then
-        wrong(("unknown option %s%s"):format(name, nearest(spec, name)))
+        wrong(("unknown option %s%s"):format(shown(name), nearest(spec, name)))
       elseif not option.value then
         if value then
           wrong(("%s takes no value"):format(name))
@@ -117,30 +136,50 @@ function options.parse(spec, words)
     end
     i = i + 1
   end
-  local allowed = spec.operands or { min = 0, max = 0 }
-  if #operands < allowed.min then
-    wrong(("%s is missing"):format(allowed.name or "an operand"))
-  elseif allowed.max and #operands > allowed.max then
-    wrong(("%s is one word too many"):format(quoted(operands[allowed.max + 1])))
-  end
   return values, operands
 end
 
---- The help of a command.
-function options.help(spec)
-  local lines = { "Usage: " .. spec.usage, "", spec.summary }
-  if spec.text then
+--- Are there as many operands as the command takes?
+function options.check_operands(spec, operands)
+  local allowed = spec.operands
+  if #operands < allowed.min then
+    wrong(allowed.name .. " is missing")
+  elseif allowed.max and #operands > allowed.max then
+    wrong(("%s is one word too many"):format(quoted(operands[allowed.max + 1])))
+  end
+end
+
+-- Append a text to `lines`, broken between words; `head` goes before the first line, and the others
+-- begin at `column`.
+local function fill(lines, head, column, text, width)
+  local line = head .. (" "):rep(column - #head)
+  local empty = true
+  for word in text:gmatch("%S+") do
+    if not empty and utf8.len(line) + 1 + utf8.len(word) > width then
+      lines[#lines + 1] = line
+      line, empty = (" "):rep(column), true
+    end
+    line = line .. (empty and "" or " ") .. word
+    empty = false
+  end
+  lines[#lines + 1] = line
+end
+
+--- The help of a command, for a terminal of that width.
+function options.help(spec, width)
+  width = math.max(40, math.min(width or HELP_WIDTH, 100))
+  local lines = { "Usage: " .. spec.usage, "" }
+  for _, text in ipairs { spec.summary, table.unpack(spec.text or {}) } do
+    fill(lines, "", 0, text, width)
     lines[#lines + 1] = ""
-    lines[#lines + 1] = spec.text
   end
-  lines[#lines + 1] = ""
-  local heads, width = {}, 0
-  for i, option in ipairs(spec.options) do
-    heads[i] = "  " .. table.concat(option, ", ") .. (option.value and " " .. option.value or "")
-    width = math.max(width, #heads[i])
-  end
-  for i, option in ipairs(spec.options) do
-    lines[#lines + 1] = heads[i] .. (" "):rep(width - #heads[i] + 2) .. option.help
+  for _, option in ipairs(spec.options) do
+    local head = "  " .. table.concat(option, ", ") .. (option.value and " " .. option.value or "")
+    if #head > HELP_COLUMN - 2 then
+      lines[#lines + 1] = head
+      head = ""
+    end
+    fill(lines, head, HELP_COLUMN, option.help, width)
   end
   return table.concat(lines, "\n") .. "\n"
 end

@@ -19,14 +19,29 @@ local function pad(text, width, right)
   return right and space .. text or text .. space
 end
 
+-- Those with a value in some row.
+local function used(columns, rows)
+  local list = {}
+  for _, column in ipairs(columns) do
+    for _, row in ipairs(rows) do
+      if row[column.key] ~= nil and row[column.key] ~= "" then
+        list[#list + 1] = column
+        break
+      end
+    end
+  end
+  return list
+end
+
 --- Lines of a table. `columns`: { { title =, key =, right = true }, … }; `width`: of the terminal,
---- nil where nothing is to be cut. The last column gets what room is left.
+--- nil where nothing is to be cut. Empty columns are left out; the last one gets what room is left.
 ---@param columns table[]
 ---@param rows table[]
 ---@param width? integer
 ---@return string
 function text_table.format(columns, rows, width)
   local widths = {}
+  columns = used(columns, rows)
   for i, column in ipairs(columns) do
     widths[i] = width_of(column.title)
     for _, row in ipairs(rows) do
@@ -35,15 +50,15 @@ function text_table.format(columns, rows, width)
   end
   local lines = {}
   local function add(cells)
-    local parts, used = {}, 0
+    local parts, taken = {}, 0
     for i, column in ipairs(columns) do
       local last = i == #columns
       local cell = tostring(cells[i]):gsub("%c", " ")
       if last and width then
-        cell = cut(cell, math.max(width - used, 8))
+        cell = cut(cell, math.max(width - taken, 8))
       end
       parts[i] = last and not column.right and cell or pad(cell, widths[i], column.right)
-      used = used + widths[i] + 2
+      taken = taken + widths[i] + 2
     end
     lines[#lines + 1] = (table.concat(parts, "  "):gsub("%s+$", ""))
   end
