@@ -32,6 +32,6 @@ int main(int argc, char **argv)
         return EXIT_FAILURE;
     }
     code = state_run(L, argc, argv);
-    lua_close(L);
+    state_close(L);
     exit(code);
 }

@@ -7,6 +7,8 @@
 -- `traceback`.
 local core = require "lockkeeper.core"
 
+local type = type
+
 core.set_home((debug.getinfo(1, "S").source:gsub("init%.lua$", "")))
 
 ---@alias ErrorKind

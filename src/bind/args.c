@@ -16,6 +16,32 @@ void args_set_home(const char *prefix)
     text_copy(home, sizeof home, prefix);
 }
 
+/* ---- kinds of userdata ----------------------------------------------------------------------- */
+
+void args_new_kind(lua_State *L, const char *kind)
+{
+    luaL_newmetatable(L, kind);
+    lua_pushvalue(L, -1);
+    lua_rawsetp(L, LUA_REGISTRYINDEX, kind);
+}
+
+void args_set_kind(lua_State *L, const char *kind)
+{
+    *(const char **)lua_touserdata(L, -1) = kind;
+    lua_rawgetp(L, LUA_REGISTRYINDEX, kind);
+    lua_setmetatable(L, -2);
+}
+
+void *args_to_kind(lua_State *L, int index, const char *kind)
+{
+    const char **object;
+
+    if (lua_type(L, index) != LUA_TUSERDATA || lua_rawlen(L, index) < sizeof *object)
+        return NULL;
+    object = lua_touserdata(L, index);
+    return *object == kind ? object : NULL;
+}
+
 /* ---- errors ---------------------------------------------------------------------------------- */
 
 static void set_text(lua_State *L, const char *name, const char *text)
@@ -236,9 +262,10 @@ int args_option(lua_State *L, const char *function, const char *const *names)
             return i;
     }
     nearest = text_nearest(name, names);
+    args_describe(L, -2, got, sizeof got);
     if (nearest != NULL)
-        args_usage(L, "%s: unknown option \"%.60s\"; did you mean \"%s\"?", function, name, nearest);
-    args_usage(L, "%s: unknown option \"%.60s\"", function, name);
+        args_usage(L, "%s: unknown option %s; did you mean \"%s\"?", function, got, nearest);
+    args_usage(L, "%s: unknown option %s", function, got);
 }
 
 const char *args_text(lua_State *L, int index, const char *what)

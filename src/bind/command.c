@@ -44,17 +44,26 @@ static void close_fd(int *fd)
     *fd = -1;
 }
 
-static int command_gc(lua_State *L)
+static void release_process(Command *command)
 {
-    Command *command = luaL_checkudata(L, 1, COMMAND_TNAME);
-
     process_free(command->process);
     command->process = NULL;
+}
+
+/* Leaves it valid, and empty. */
+static void release(Command *command)
+{
+    release_process(command);
     close_fd(&command->in);
     close_fd(&command->out);
     close_fd(&command->err);
     termPQExpBuffer(&command->out_text);
     termPQExpBuffer(&command->err_text);
+}
+
+static int command_gc(lua_State *L)
+{
+    release(luaL_checkudata(L, 1, COMMAND_TNAME));
     return 0;
 }
 
@@ -108,6 +117,29 @@ static bool is_named(const char *entry, const char *name)
     return strncmp(entry, name, length) == 0 && entry[length] == '=';
 }
 
+/* Check the variable whose name is at `index`, its value after it. */
+static const char *check_variable(lua_State *L, int index)
+{
+    const char *name;
+    char what[80];
+    char got[64];
+
+    if (lua_type(L, index) != LUA_TSTRING)
+        args_usage(L, "sh: env is a table of name = value");
+    name = args_text(L, index, "sh: a variable's name");
+    if (name[0] == '\0' || strchr(name, '=') != NULL)
+        args_usage(L, "sh: a variable's name can't be empty or have a \"=\"");
+    snprintf(what, sizeof what, "sh: env: %.60s", name);
+    if (lua_type(L, index + 1) == LUA_TSTRING) {
+        args_text(L, index + 1, what);
+    } else if (lua_type(L, index + 1) != LUA_TNUMBER &&
+               !(lua_isboolean(L, index + 1) && !lua_toboolean(L, index + 1))) {
+        args_describe(L, index + 1, got, sizeof got);
+        args_usage(L, "%s must be a text, a number or false, not %s", what, got);
+    }
+    return name;
+}
+
 /* Ours with the table at `index` laid over it: name = value, or name = false to leave it out. */
 static const char *const *check_env(lua_State *L, int index)
 {
@@ -128,20 +160,16 @@ static const char *const *check_env(lua_State *L, int index)
         env[used++] = *entry;
     lua_pushnil(L);
     while (lua_next(L, index) != 0) {
-        const char *name;
+        const char *name = check_variable(L, lua_gettop(L) - 1);
 
-        if (lua_type(L, -2) != LUA_TSTRING)
-            args_usage(L, "sh: env is a table of name = value");
-        name = args_text(L, -2, "sh: a variable's name");
         for (size_t i = 0; i < used; i++) {
             if (is_named(env[i], name))
                 env[i--] = env[--used];
         }
-        if (!lua_isboolean(L, -1) || lua_toboolean(L, -1)) {
-            lua_pushfstring(L, "%s=%s", name, luaL_tolstring(L, -1, NULL));
+        if (!lua_isboolean(L, -1)) {
+            lua_pushfstring(L, "%s=%s", name, lua_tostring(L, -1));
             env[used++] = lua_tostring(L, -1);
             lua_rawseti(L, texts, (lua_Integer)used);
-            lua_pop(L, 1);
         }
         lua_pop(L, 1);
     }
@@ -376,6 +404,7 @@ static int core_command(lua_State *L)
     start_hearts(&watched, command->process);
     run(command, &status, &interrupted);
     stop_hearts(&watched);
+    release_process(command);
     if (status.lost || watched.lost) {
         error_set(&err, ERROR_LOCK_LOST, "the session that held a lock ended while \"%.100s\" ran: "
                                          "it was stopped", spec.argv[0]);
@@ -390,6 +419,7 @@ static int core_command(lua_State *L)
     lua_pushinteger(L, status.exit_code);
     lua_pushlstring(L, command->out_text.data, command->out_text.len);
     lua_pushlstring(L, command->err_text.data, command->err_text.len);
+    release(command);
     return 3;
 }
 
@@ -461,6 +491,7 @@ static int core_foreground(lua_State *L)
         pass_signals(command->process, signals);
     }
     stop_hearts(&watched);
+    release_process(command);
     lua_pushinteger(L, status.exit_code);
     lua_pushstring(L, status.lost || watched.lost ? "lost" : timed_out ? "timed_out" : "exited");
     return 2;

@@ -12,8 +12,9 @@
 #include <stdio.h>
 #include <string.h>
 
-#define GUARD_TNAME   "lockkeeper.Guard"
 #define TIMEOUT_TNAME "lockkeeper.Timeout"
+
+static const char GUARD[] = "lockkeeper.Guard";
 
 /* How messages call a lock: "nightly-report", 42 or 1,2. At least KEY_TEXT_SIZE. */
 enum { NAME_SIZE = 80 };
@@ -217,14 +218,16 @@ static int lock_key_parts(lua_State *L)
 /* ---- guards ---------------------------------------------------------------------------------- */
 
 typedef struct {
-    AdvisoryLock *lock; /* NULL until it is had */
+    const char *kind;
+    bool had;
+    AdvisoryLock lock; /* once it was had */
 } GuardObject;
 
 enum { GUARD_SESSION = 1, GUARD_ID };
 
 static AdvisoryLock *check_guard(lua_State *L, int index)
 {
-    GuardObject *guard = luaL_testudata(L, index, GUARD_TNAME);
+    GuardObject *guard = args_to_kind(L, index, GUARD);
     char got[64];
 
     if (guard == NULL) {
@@ -232,9 +235,9 @@ static AdvisoryLock *check_guard(lua_State *L, int index)
         args_usage(L, "a guard was expected, not %s (call methods with a colon: held:release())",
                    got);
     }
-    if (guard->lock == NULL)
+    if (!guard->had)
         args_usage(L, "the guard holds nothing");
-    return guard->lock;
+    return &guard->lock;
 }
 
 /* guard:release(); idempotent */
@@ -267,10 +270,13 @@ static int guard_close(lua_State *L)
 /* Dropping it releases nothing: the session keeps the lock. */
 static int guard_gc(lua_State *L)
 {
-    GuardObject *guard = luaL_checkudata(L, 1, GUARD_TNAME);
+    GuardObject *guard = args_to_kind(L, 1, GUARD);
 
-    advisory_forget(guard->lock);
-    guard->lock = NULL;
+    if (guard == NULL)
+        return luaL_typeerror(L, 1, GUARD);
+    if (guard->had)
+        advisory_forget(&guard->lock);
+    guard->had = false;
     return 0;
 }
 
@@ -416,15 +422,14 @@ static int lock_advisory(lua_State *L)
     options.request.name = name;
 
     guard = lua_newuserdatauv(L, sizeof *guard, GUARD_ID);
-    guard->lock = NULL;
-    luaL_setmetatable(L, GUARD_TNAME);
+    guard->had = false;
+    args_set_kind(L, GUARD);
     lua_insert(L, -2);
     lua_setiuservalue(L, -2, GUARD_SESSION);
     lua_pushvalue(L, 2);
     lua_setiuservalue(L, -2, GUARD_ID);
-    if (!advisory_acquire(session, &options.request, &guard->lock, &err))
-        return busy(L, options.on_busy, &err);
-    return 1;
+    guard->had = advisory_acquire(session, &options.request, &guard->lock, &err);
+    return guard->had ? 1 : busy(L, options.on_busy, &err);
 }
 
 /* ---- model ----------------------------------------------------------------------------------- */
@@ -610,7 +615,7 @@ void bind_locks_register(lua_State *L)
     register_modes(L);
     lua_setfield(L, -2, "modes");
 
-    luaL_newmetatable(L, GUARD_TNAME);
+    args_new_kind(L, GUARD);
     luaL_setfuncs(L,
                   ((luaL_Reg[]){{"__gc", guard_gc},
                                 {"__close", guard_close},

@@ -25,6 +25,9 @@ static const char DEFAULT_CONNINFO[] = "lockkeeper.conninfo";
 
 static const char DEFAULT_NAME[] = "default";
 
+static const char SESSION[] = "lockkeeper.Session";
+static const char TRANSACTION[] = "lockkeeper.Transaction";
+
 /* User value of a session: the element types of a user's own array types. */
 enum { UV_KNOWN_TYPES = 1 };
 /* User value of what belongs to a session: the session. */
@@ -46,11 +49,13 @@ void bind_session_default_conninfo(lua_State *L, const char *conninfo)
 /* ---- objects --------------------------------------------------------------------------------- */
 
 typedef struct {
+    const char *kind;
     Session *session; /* NULL before it was made, or after __gc */
     bool closed;      /* by close(): only reconnect() opens it again */
 } SessionObject;
 
 typedef struct {
+    const char *kind;
     Session *session; /* kept alive by the user value */
     uint64_t serial;
 } TransactionObject;
@@ -62,7 +67,7 @@ static Session *new_session(lua_State *L, const char *conninfo, const char *name
     SessionObject *object = lua_newuserdatauv(L, sizeof *object, 1);
 
     *object = (SessionObject){.session = NULL};
-    luaL_setmetatable(L, SESSION_TNAME);
+    args_set_kind(L, SESSION);
     lua_newtable(L);
     lua_setiuservalue(L, -2, UV_KNOWN_TYPES);
     object->session = session_new(conninfo, name, application_name, promise);
@@ -82,7 +87,7 @@ static Session *new_session(lua_State *L, const char *conninfo, const char *name
  */
 static int session_gc(lua_State *L)
 {
-    SessionObject *object = luaL_checkudata(L, 1, SESSION_TNAME);
+    SessionObject *object = luaL_checkudata(L, 1, SESSION);
     Session *session = object->session;
 
     if (session == NULL)
@@ -113,13 +118,16 @@ static int keeper_gc(lua_State *L)
     return 0;
 }
 
-static Session *check_session_object(lua_State *L, int index)
+static Session *usable_session(lua_State *L, const SessionObject *object)
 {
-    SessionObject *object = luaL_checkudata(L, index, SESSION_TNAME);
-
     if (object->session == NULL || object->closed)
         args_usage(L, "the session is closed");
     return object->session;
+}
+
+static Session *check_session_object(lua_State *L, int index)
+{
+    return usable_session(L, luaL_checkudata(L, index, SESSION));
 }
 
 static bool is_open(const TransactionObject *tx)
@@ -129,25 +137,26 @@ static bool is_open(const TransactionObject *tx)
 
 Session *bind_session_check(lua_State *L, int index)
 {
-    TransactionObject *tx = luaL_testudata(L, index, TRANSACTION_TNAME);
+    SessionObject *object = args_to_kind(L, index, SESSION);
+    TransactionObject *tx;
     char got[64];
 
-    if (tx != NULL) {
-        if (!is_open(tx))
-            args_usage(L, "the transaction is already over");
-        return tx->session;
-    }
-    if (luaL_testudata(L, index, SESSION_TNAME) == NULL) {
+    if (object != NULL)
+        return usable_session(L, object);
+    tx = args_to_kind(L, index, TRANSACTION);
+    if (tx == NULL) {
         args_describe(L, index, got, sizeof got);
         args_usage(L, "a session was expected, not %s (call methods with a colon: db:query(…))",
                    got);
     }
-    return check_session_object(L, index);
+    if (!is_open(tx))
+        args_usage(L, "the transaction is already over");
+    return tx->session;
 }
 
 void bind_session_push_object(lua_State *L, int index)
 {
-    if (luaL_testudata(L, index, TRANSACTION_TNAME) != NULL)
+    if (args_to_kind(L, index, TRANSACTION) != NULL)
         lua_getiuservalue(L, index, UV_SESSION);
     else
         lua_pushvalue(L, index);
@@ -243,6 +252,7 @@ static int lock_connect(lua_State *L)
     const char *conninfo = NULL;
     const char *name = NULL;
     const char *pooler;
+    char got[64];
     PoolerPromise promise = POOLER_UNKNOWN;
     Session *session;
     Error err;
@@ -260,8 +270,10 @@ static int lock_connect(lua_State *L)
                 break;
             default:
                 pooler = args_text(L, -1, "connect: pooler");
-                if (strcmp(pooler, "session") != 0)
-                    args_usage(L, "connect: pooler can only be \"session\", not \"%.40s\"", pooler);
+                if (strcmp(pooler, "session") != 0) {
+                    args_describe(L, -1, got, sizeof got);
+                    args_usage(L, "connect: pooler can only be \"session\", not %s", got);
+                }
                 promise = POOLER_SESSION;
             }
             lua_pop(L, 1);
@@ -586,13 +598,15 @@ static const char *isolation_level(lua_State *L, int index)
                                          "read uncommitted", NULL};
     const char *level = args_text(L, index, "begin: isolation");
     const char *nearest;
+    char got[64];
 
     for (int i = 0; LEVELS[i] != NULL; i++) {
         if (strcasecmp(level, LEVELS[i]) == 0)
             return LEVELS[i];
     }
     nearest = text_nearest(level, LEVELS);
-    args_usage(L, "begin: unknown isolation \"%.40s\"%s%s%s", level,
+    args_describe(L, index, got, sizeof got);
+    args_usage(L, "begin: unknown isolation %s%s%s%s", got,
                nearest ? "; did you mean \"" : "", nearest ? nearest : "", nearest ? "\"?" : "");
 }
 
@@ -631,7 +645,7 @@ static int session_lua_begin(lua_State *L)
     tx = lua_newuserdatauv(L, sizeof *tx, 1);
     tx->session = session;
     tx->serial = 0;
-    luaL_setmetatable(L, TRANSACTION_TNAME);
+    args_set_kind(L, TRANSACTION);
     bind_session_push_object(L, 1);
     lua_setiuservalue(L, -2, UV_SESSION);
     if (!session_begin(session, options, &tx->serial, &err))
@@ -641,7 +655,7 @@ static int session_lua_begin(lua_State *L)
 
 static int end_transaction(lua_State *L, bool (*end)(Session *, uint64_t, Error *))
 {
-    TransactionObject *tx = luaL_checkudata(L, 1, TRANSACTION_TNAME);
+    TransactionObject *tx = luaL_checkudata(L, 1, TRANSACTION);
     Error err;
 
     if (!end(tx->session, tx->serial, &err))
@@ -662,7 +676,7 @@ static int transaction_rollback(lua_State *L)
 /* Left without commit: roll back. With an error under way (index 2), that one counts. */
 static int transaction_close(lua_State *L)
 {
-    TransactionObject *tx = luaL_checkudata(L, 1, TRANSACTION_TNAME);
+    TransactionObject *tx = luaL_checkudata(L, 1, TRANSACTION);
     bool failing = !lua_isnoneornil(L, 2);
     Error err;
 
@@ -692,8 +706,8 @@ static SessionObject *any_session_object(lua_State *L, int index)
 {
     SessionObject *object;
 
-    if (luaL_testudata(L, index, TRANSACTION_TNAME) == NULL)
-        return luaL_checkudata(L, index, SESSION_TNAME);
+    if (args_to_kind(L, index, TRANSACTION) == NULL)
+        return luaL_checkudata(L, index, SESSION);
     lua_getiuservalue(L, index, UV_SESSION);
     object = lua_touserdata(L, -1);
     lua_pop(L, 1); /* the transaction keeps it */
@@ -801,7 +815,7 @@ static int transaction_index(lua_State *L)
 /* session replica (database app, pid 4711) */
 static int session_tostring(lua_State *L)
 {
-    SessionObject *object = luaL_checkudata(L, 1, SESSION_TNAME);
+    SessionObject *object = luaL_checkudata(L, 1, SESSION);
     Session *session = object->session;
     const char *name = session == NULL || session->name == NULL ? "" : session->name;
     const char *space = name[0] == '\0' ? "" : " ";
@@ -820,7 +834,7 @@ static int session_tostring(lua_State *L)
 
 static int transaction_tostring(lua_State *L)
 {
-    TransactionObject *tx = luaL_checkudata(L, 1, TRANSACTION_TNAME);
+    TransactionObject *tx = luaL_checkudata(L, 1, TRANSACTION);
 
     lua_pushfstring(L, "transaction (%s)", is_open(tx) ? "open" : "over");
     return 1;
@@ -895,7 +909,7 @@ void bind_session_register(lua_State *L)
     luaL_setfuncs(L, FUNCTIONS, 0);
     luaL_newlib(L, SESSION_METHODS);
 
-    luaL_newmetatable(L, SESSION_TNAME);
+    args_new_kind(L, SESSION);
     lua_pushcfunction(L, session_gc);
     lua_setfield(L, -2, "__gc");
     lua_pushcfunction(L, session_lua_close);
@@ -907,7 +921,7 @@ void bind_session_register(lua_State *L)
     lua_setfield(L, -2, "__index");
     lua_pop(L, 1);
 
-    luaL_newmetatable(L, TRANSACTION_TNAME);
+    args_new_kind(L, TRANSACTION);
     lua_pushcfunction(L, transaction_close);
     lua_setfield(L, -2, "__close");
     lua_pushcfunction(L, transaction_tostring);

@@ -9,9 +9,6 @@
 
 #include <lua.h>
 
-#define SESSION_TNAME     "lockkeeper.Session"
-#define TRANSACTION_TNAME "lockkeeper.Transaction"
-
 /*
  * Make the metatables and the table of named sessions, and add connect, database, session and the
  * table session_methods to the table on top.

@@ -5,6 +5,7 @@
 #include "bind/module.h"
 #include "host/coroutine.h"
 #include "host/embedded.h"
+#include "host/memory.h"
 #include "host/signals.h"
 #include "pg/conninfo.h"
 #include "pg/wait.h"
@@ -269,7 +270,7 @@ static int close_and_exit(lua_State *L)
 {
     int code = lua_isboolean(L, 1) ? !lua_toboolean(L, 1) : (int)luaL_optinteger(L, 1, 0);
 
-    lua_close(L);
+    state_close(L);
     exit(code);
 }
 
@@ -281,13 +282,48 @@ static void replace_exit(lua_State *L)
     lua_pop(L, 1);
 }
 
+static struct {
+    bool on;
+    bool continued; /* the last piece was not the end of its message */
+} warnings;
+
+/* What Lua's warn() says, as in the stock interpreter: "@on" and "@off" switch it. */
+static void show_warning(void *unused, const char *piece, int more)
+{
+    (void)unused;
+    if (!warnings.continued && !more && piece[0] == '@') {
+        if (strcmp(piece, "@on") == 0)
+            warnings.on = true;
+        else if (strcmp(piece, "@off") == 0)
+            warnings.on = false;
+        return;
+    }
+    if (warnings.on)
+        fprintf(stderr, "%s%s%s", warnings.continued ? "" : "Lua warning: ", piece,
+                more ? "" : "\n");
+    warnings.continued = more != 0;
+}
+
+void state_close(lua_State *L)
+{
+    void *memory;
+
+    lua_getallocf(L, &memory);
+    lua_close(L);
+    memory_free(memory);
+}
+
 lua_State *state_new(void)
 {
-    lua_State *L = luaL_newstate();
+    Memory *memory = memory_new();
+    lua_State *L = memory == NULL ? NULL : lua_newstate(memory_allocate, memory);
     const char *directory = getenv("LOCKKEEPER_LUA_DIR");
 
-    if (L == NULL)
+    if (L == NULL) {
+        memory_free(memory);
         return NULL;
+    }
+    lua_setwarnf(L, show_warning, NULL);
     luaL_openlibs(L);
     coroutine_track(L);
     replace_exit(L);

@@ -20,6 +20,9 @@ extern const EmbeddedLua EMBEDDED_LUA[];
  */
 lua_State *state_new(void);
 
+/* Close it and free all its memory. */
+void state_close(lua_State *L);
+
 /* Run the command line; returns the exit code. The state is closed by the caller. */
 int state_run(lua_State *L, int argc, char **argv);
 

@@ -388,43 +388,38 @@ static void drop_unreported(Session *session, const AdvisoryRequest *request, co
         return;
     key_parameters(&p, &request->key, NULL);
     statement = key_statement(sql, &p, session_transaction(session) != PQTRANS_IDLE);
-    if (must_wait(session))
+    if (must_wait(session) ||
+        !session_commands(session, &statement, 1, WAIT_CLEANUP, &ignored))
         session_defer(session, DEFER_USABLE, sql, p.types, p.values, p.count, dropped, NULL);
-    else
-        session_commands(session, &statement, 1, WAIT_CLEANUP, &ignored);
 }
 
-bool advisory_acquire(Session *session, const AdvisoryRequest *request, AdvisoryLock **lock,
+bool advisory_acquire(Session *session, const AdvisoryRequest *request, AdvisoryLock *lock,
                       Error *err)
 {
-    AdvisoryLock *made;
+    bool tries = request->has_timeout && request->timeout_us == 0;
     int64_t start_us;
     bool waited;
 
     if (!check_session(session, request, err))
         return false;
-    made = calloc(1, sizeof *made);
-    if (made == NULL)
-        return error_set(err, ERROR_SQL, "out of memory");
     if (log_enabled(LOG_DEBUG) && is_held_here(session, request, false))
         log_printf(LOG_DEBUG, "lock %s is already held by this session: it nests", request->name);
-    start_us = clock_monotonic_us();
+    start_us = tries ? 0 : clock_monotonic_us();
     if (!acquire(session, request, &waited, err)) {
-        free(made);
         drop_unreported(session, request, err);
         name_the_lock(request, err);
         return false;
     }
-    made->key = request->key;
-    made->shared = request->shared;
-    made->xact = request->xact;
-    made->waited_s = waited ? (double)(clock_monotonic_us() - start_us) / 1e6 : 0;
-    made->acquired_at = clock_epoch_s();
-    made->hold.kind = ADVISORY;
-    made->hold.in_transaction = request->xact;
-    text_copy(made->hold.name, sizeof made->hold.name, request->name);
-    session_hold(session, &made->hold);
-    *lock = made;
+    *lock = (AdvisoryLock){
+        .hold = {.kind = ADVISORY, .in_transaction = request->xact},
+        .key = request->key,
+        .shared = request->shared,
+        .xact = request->xact,
+        .waited_s = waited ? (double)(clock_monotonic_us() - start_us) / 1e6 : 0,
+        .acquired_at = clock_epoch_s(),
+    };
+    text_copy(lock->hold.name, sizeof lock->hold.name, request->name);
+    session_hold(session, &lock->hold);
     return true;
 }
 
@@ -450,20 +445,31 @@ static void released_late(void *context, const PGresult *result)
         log_write(LOG_ERROR, err.message, NULL);
     }
     session_let_go(&lock->hold);
-    advisory_forget(lock);
+    free(lock);
+}
+
+/* Move it to memory of its own, in its place on the session's list. NULL: no memory. */
+static AdvisoryLock *move_to_session(AdvisoryLock *lock)
+{
+    AdvisoryLock *moved = malloc(sizeof *moved);
+    Session *session = lock->hold.session;
+
+    if (moved == NULL)
+        return NULL;
+    *moved = *lock;
+    session_let_go(&lock->hold);
+    session_hold(session, &moved->hold);
+    return moved;
 }
 
 static bool release_later(AdvisoryLock *lock, const char *sql, const KeyParameters *p, Error *err)
 {
     /* The queue refers to it now, so it must not go with whoever asked. */
-    AdvisoryLock *queued = calloc(1, sizeof *queued);
     Session *session = lock->hold.session;
+    AdvisoryLock *queued = move_to_session(lock);
 
     if (queued == NULL)
         return error_set(err, ERROR_SQL, "out of memory");
-    *queued = *lock;
-    session_let_go(&lock->hold);
-    session_hold(session, &queued->hold);
     if (!session_defer(session, DEFER_USABLE, sql, p->types, p->values, p->count,
                        released_late, queued)) {
         queued->hold.orphan = true;
@@ -503,6 +509,8 @@ bool advisory_release(AdvisoryLock *lock, Error *err)
                    lock->hold.name);
     statement = key_statement(sql, &p, session_transaction(session) != PQTRANS_IDLE);
     result = session_query(session, &statement, WAIT_CLEANUP, err);
+    if (result == NULL && strcmp(err->sqlstate, "57014") == 0)
+        return advisory_release(lock, err); /* cancelled by others: again, or after the rollback */
     if (result == NULL && !session->lost)
         return false; /* still held: a session in use, say */
     lock->released = true;
@@ -535,10 +543,13 @@ bool advisory_is_held(AdvisoryLock *lock, bool *held, Error *err)
 
 void advisory_forget(AdvisoryLock *lock)
 {
-    if (lock == NULL)
+    AdvisoryLock *kept;
+
+    if (lock->hold.session == NULL)
         return;
-    if (lock->hold.session != NULL)
-        lock->hold.orphan = true;
+    kept = move_to_session(lock);
+    if (kept == NULL)
+        session_let_go(&lock->hold); /* the server holds it all the same */
     else
-        free(lock);
+        kept->hold.orphan = true;
 }

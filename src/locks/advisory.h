@@ -30,12 +30,14 @@ typedef struct {
 /*
  * Acquire. In one round trip (outside a transaction, and inside one where it is had), without
  * touching the session's lock_timeout; an open transaction stays usable when the lock is not had:
- * kinds "not_acquired" (a try) and "lock_timeout". *lock is malloc'd, on the session's list.
+ * kinds "not_acquired" (a try) and "lock_timeout". A wait that fails costs one round trip more,
+ * which makes sure that nothing is held. *lock
+ * is then on the session's list, and must not move until advisory_forget.
  *
  * Session-level locks are refused (usage error) where a pooler could give the session to another
  * client, and in recovery.
  */
-bool advisory_acquire(Session *session, const AdvisoryRequest *request, AdvisoryLock **lock,
+bool advisory_acquire(Session *session, const AdvisoryRequest *request, AdvisoryLock *lock,
                       Error *err);
 
 /*
@@ -48,7 +50,7 @@ bool advisory_release(AdvisoryLock *lock, Error *err);
 /* Ask the server whether this session holds it. */
 bool advisory_is_held(AdvisoryLock *lock, bool *held, Error *err);
 
-/* Nobody refers to it any more: free it, or leave it to its session while it is held. */
+/* Its memory goes: where it is still held, the session keeps a copy of its own. */
 void advisory_forget(AdvisoryLock *lock);
 
 #endif

@@ -214,9 +214,9 @@ static bool begin_ending(Session *session)
     return cancel_statement(session);
 }
 
-bool exchange_wait(Session *session, Error *err)
+/* Wait for the socket; `unsent` is what PQflush has said. */
+static bool wait_for_socket(Session *session, int unsent, Error *err)
 {
-    int unsent = PQflush(session->conn);
     struct pollfd socket = {
         .fd = PQsocket(session->conn),
         .events = (short)(unsent > 0 ? POLLIN | POLLOUT : POLLIN),
@@ -239,6 +239,22 @@ bool exchange_wait(Session *session, Error *err)
     }
     if (PQconsumeInput(session->conn) == 0)
         return exchange_broke(session, err);
+    return true;
+}
+
+bool exchange_wait(Session *session, Error *err)
+{
+    return wait_for_socket(session, PQflush(session->conn), err);
+}
+
+bool exchange_flush(Session *session, Error *err)
+{
+    int unsent;
+
+    while ((unsent = PQflush(session->conn)) != 0) {
+        if (!wait_for_socket(session, unsent, err))
+            return false;
+    }
     return true;
 }
 

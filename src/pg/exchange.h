@@ -20,6 +20,9 @@ void exchange_leave(Session *session);
  */
 bool exchange_wait(Session *session, Error *err);
 
+/* Wait until all is sent: when there is nothing to be received before. */
+bool exchange_flush(Session *session, Error *err);
+
 /* The next result, NULL at the end of a statement's. False: the session is lost. */
 bool exchange_receive(Session *session, PGresult **result, Error *err);
 

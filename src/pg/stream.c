@@ -75,16 +75,6 @@ bool session_copy_out(Session *session, const char *sql, Error *err)
     return start_copy(session, sql, SESSION_COPIES_OUT, err);
 }
 
-/* Wait until libpq has room for more; a server that gave up shows when the copy ends. */
-static bool wait_for_room(Session *session, Error *err)
-{
-    while (PQflush(session->conn) > 0) {
-        if (!exchange_wait(session, err))
-            return false;
-    }
-    return true;
-}
-
 bool session_copy_put(Session *session, const char *data, size_t length, Error *err)
 {
     enum { PIECE = 1 << 20 };
@@ -99,7 +89,7 @@ bool session_copy_put(Session *session, const char *data, size_t length, Error *
             data += piece;
             length -= (size_t)piece;
         }
-        if (!wait_for_room(session, err))
+        if (!exchange_flush(session, err))
             return false;
     }
     return true;
@@ -129,7 +119,7 @@ static bool end_copy_in(Session *session, const char *abort, int64_t *rows, Erro
     bool ok;
 
     while (PQputCopyEnd(session->conn, abort) == 0) {
-        if (!wait_for_room(session, err))
+        if (!exchange_flush(session, err))
             return false;
     }
     if (!exchange_receive(session, &result, err))

@@ -252,6 +252,29 @@ static void schedule(void)
     }
 }
 
+/* The usual case, one fiber with a descriptor or two, without the book-keeping for many. */
+enum { ALONE_MAX = 3 };
+
+static WaitEnd wait_alone(struct pollfd *fds, nfds_t count)
+{
+    struct pollfd all[ALONE_MAX + 1];
+    int ready;
+
+    for (;;) {
+        for (nfds_t i = 0; i < count; i++)
+            all[i] = fds[i];
+        all[count] = (struct pollfd){.fd = interrupt_fd, .events = POLLIN};
+        ready = ppoll(all, count + 1, NULL, NULL);
+        if (interrupt_signal != 0 || (ready < 0 && signal_check != NULL && signal_check()))
+            return WAIT_INTERRUPTED;
+        if (ready > 0) {
+            for (nfds_t i = 0; i < count; i++)
+                fds[i].revents = all[i].revents;
+            return WAIT_READY;
+        }
+    }
+}
+
 WaitEnd wait_for(struct pollfd *fds, nfds_t count, int64_t deadline_us, WaitMode mode)
 {
     current->fds = fds;
@@ -260,6 +283,9 @@ WaitEnd wait_for(struct pollfd *fds, nfds_t count, int64_t deadline_us, WaitMode
     current->mode = mode;
     if (interrupted(current))
         return WAIT_INTERRUPTED;
+    if (current->next == current && deadline_us == CLOCK_NEVER && mode == WAIT_NORMAL &&
+        count <= ALONE_MAX)
+        return wait_alone(fds, count);
     current->state = FIBER_WAITING;
     schedule();
     return current->end;

@@ -709,6 +709,66 @@ describe("advisory", function()
   end)
 
   describe("a wait inside the server", function()
+    -- How many advisory locks the session holds.
+    local function count()
+      return db:value("select count(*) from pg_locks where locktype = 'advisory' and pid = pg_backend_pid()")
+    end
+
+    -- A psql that does the same again and again, until the function that is returned is called.
+    local function disturb(statements)
+      local child = t.spawn({ bindir .. "/psql", "-Xqd", t.conninfo({ application_name = "disturbs" }), "-c",
+        ("do $$ begin for i in 1 .. 1000000 loop %s end loop; end $$"):format(statements) })
+      return function()
+        t.wait_until(function()
+          return t.observe([[select pg_terminate_backend(pid, 5000) from pg_stat_activity
+            where application_name = 'disturbs']]) == "t"
+        end, "the end of the disturbance")
+        child:wait()
+      end
+    end
+
+    it("that times out at the very moment when the lock is granted leaves it to nobody", function()
+      -- PostgreSQL reports the timeout then, and keeps the session-level lock.
+      local stop = disturb([[
+        perform pg_advisory_lock(1);
+        perform pg_sleep(0.001 + i % 30 / 10000.0);
+        perform pg_advisory_unlock(1);
+      ]])
+      local timeouts, transactions = 0, 0
+      for i = 1, 400 do
+        local tx <close> = i % 2 == 0 and db:begin() or nil
+        local held, err = db:advisory(1, { timeout = 0.001 })
+        if held then
+          held:release()
+        else
+          assert.equal("lock_timeout", err.kind)
+          timeouts = timeouts + 1
+          transactions = transactions + (tx and 1 or 0)
+        end
+        assert.equal(0, count())
+      end
+      stop()
+      assert.is_true(transactions > 0 and timeouts > transactions)
+    end)
+
+    it("that is cancelled when the lock is had, or cancelled at its release, leaves it to nobody", function()
+      local stop = disturb(("perform pg_cancel_backend(%d); perform pg_sleep(0.0001);"):format(db.pid))
+      local cancelled = 0
+      local deadline = t.now() + 1.5
+      while t.now() < deadline do
+        local ok = pcall(db.transaction, db, function(tx)
+          tx:advisory(1, { timeout = "5s" }, function() end)
+        end)
+        cancelled = cancelled + (ok and 0 or 1)
+        ok = pcall(function() local _ <close> = db:advisory(2, { timeout = 0 }) end)
+        cancelled = cancelled + (ok and 0 or 1)
+      end
+      stop()
+      t.wait_until(function() return pcall(db.exec, db, "select 1") end, "the last cancellation")
+      assert.equal(0, count())
+      assert.is_true(cancelled > 0)
+    end)
+
     it("leaves no trace once the lock was had or not: no lock, setting or transaction", function()
       local before = db:query("select name, setting from pg_settings order by name")
       local child = holder_until_awaited(5)
@@ -986,10 +1046,20 @@ describe("advisory", function()
         assert.not_matches("^%s*SET", sql:upper())
         assert.not_matches("^%s*RESET", sql:upper())
       end
-      -- No other statement comes to it where it has to wait, either.
+      -- Nor does another statement come to it where it has to wait.
+      sent = statements(function(session)
+        local child = holder_until_awaited(11)
+        session:advisory(11, { timeout = "20s" }):release()
+        assert.equal(0, child:wait(), child:stderr())
+      end)
+      assert.equal(2, #sent, table.concat(sent, "\n"))
+    end)
+
+    it("of a wait that times out are two: the second makes sure that nothing is held", function()
       local held <close> = other:advisory("busy")
-      sent = statements(function(session) session:advisory("busy", { timeout = "5ms" }) end)
-      assert.equal(1, #sent, table.concat(sent, "\n"))
+      local sent = statements(function(session) session:advisory("busy", { timeout = "5ms" }) end)
+      assert.equal(2, #sent, table.concat(sent, "\n"))
+      assert.matches("pg_advisory_unlock.*pg_locks", sent[2])
       assert.is_true(held:is_held())
     end)
 

@@ -521,7 +521,9 @@ describe("lock.db", function()
   end
 
   it("is the session of $DATABASE_URL, opened at first use", function()
-    local code, out = run("print(tostring(lock.db), lock.db:value('select current_database()'), lock.db == lock.db)")
+    local code, out = run([[
+      print(tostring(lock.db), lock.db:value("select current_database()"), lock.db == lock.db)
+    ]])
     assert.equal(0, code)
     assert.equal("session default (not connected)\tpostgres\ttrue\n", out)
   end)

@@ -5,6 +5,7 @@ local failure = require "lockkeeper.cli.failure"
 local host = require "lockkeeper.host"
 local options = require "lockkeeper.cli.options"
 local place = require "lockkeeper.cli.place"
+require "lockkeeper" -- which tells what is left out of tracebacks, where a script does not
 
 local COMMANDS = { "run", "exec", "key", "who", "db" }
 

@@ -42,9 +42,10 @@ local function quoted(text)
 end
 options.quoted = quoted
 
---- An option for a message.
-local function shown(name)
-  return #name > 60 and name:sub(1, 60) .. "…" or name
+--- An option for a message, or (up to `limit` bytes) something longer.
+local function shown(name, limit)
+  limit = limit or 60
+  return #name > limit and name:sub(1, limit) .. "…" or name
 end
 options.shown = shown
 

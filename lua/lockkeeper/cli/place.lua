@@ -42,6 +42,14 @@ function place.settle(values)
   end
 end
 
+-- PostgreSQL's NAMEDATALEN, less its NUL.
+local NAME_MAX = 63
+
+--- Give the sessions an application_name; $PGAPPNAME and a conninfo's own are stronger.
+function place.name_sessions(what)
+  core.set_application(("lockkeeper: " .. what):sub(1, NAME_MAX))
+end
+
 --- Did the environment name a server?
 function place.is_named()
   for _, name in ipairs { "DATABASE_URL", "PGHOST", "PGHOSTADDR", "PGSERVICE" } do

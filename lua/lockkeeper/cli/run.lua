@@ -1,6 +1,7 @@
 --- lockkeeper run: a Lua script.
-local core = require "lockkeeper.core"
 local failure = require "lockkeeper.cli.failure"
+local options = require "lockkeeper.cli.options"
+local place = require "lockkeeper.cli.place"
 local script = require "lockkeeper.cli.script"
 
 local run = {}
@@ -16,6 +17,9 @@ run.spec = {
   runs_script = true,
 }
 
+-- How a path is shown: io.open allows any length.
+local PATH_SHOWN = 500
+
 local function load_script(path)
   if path == "-" then
     return script.load(io.stdin, "the script on standard input", "=stdin")
@@ -24,7 +28,8 @@ local function load_script(path)
   end
   local file, reason = io.open(path, "rb")
   if not file then
-    failure.unloaded("cannot open the script " .. reason)
+    failure.unloaded(("cannot open the script %s%s"):format(options.shown(path, PATH_SHOWN),
+      reason:sub(#path + 1)))
   end
   return script.load(file, "the script " .. path, "@" .. path)
 end
@@ -33,7 +38,7 @@ function run.main(_, operands)
   local path = operands[1]
   local chunk = load_script(path)
   arg = table.move(operands, 1, #operands, 0, {}) -- luacheck: ignore
-  core.set_application(("lockkeeper: %s"):format(path:match("[^/]+$") or path))
+  place.name_sessions(path:match("[^/]+$") or path)
   chunk(table.unpack(operands, 2))
   return 0
 end
