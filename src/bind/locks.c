@@ -215,7 +215,10 @@ static int lock_key_parts(lua_State *L)
     return 3;
 }
 
-/* ---- guards ---------------------------------------------------------------------------------- */
+/* ---- guards ----------------------------------------------------------------------------------
+ *
+ * A guard has no finalizer: dropping one releases nothing, the lock stays on its session's list.
+ */
 
 typedef struct {
     const char *kind;
@@ -263,20 +266,7 @@ static int guard_close(lua_State *L)
     if (!failing)
         return args_raise(L, &err);
     if (err.kind != ERROR_LOCK_LOST && err.kind != ERROR_CONNECTION)
-        log_printf(LOG_WARNING, "releasing lock %s: %s", lock->hold.name, err.message);
-    return 0;
-}
-
-/* Dropping it releases nothing: the session keeps the lock. */
-static int guard_gc(lua_State *L)
-{
-    GuardObject *guard = args_to_kind(L, 1, GUARD);
-
-    if (guard == NULL)
-        return luaL_typeerror(L, 1, GUARD);
-    if (guard->had)
-        advisory_forget(&guard->lock);
-    guard->had = false;
+        log_printf(LOG_WARNING, "releasing lock %s: %s", lock->name, err.message);
     return 0;
 }
 
@@ -324,8 +314,8 @@ static int guard_tostring(lua_State *L)
 {
     AdvisoryLock *lock = check_guard(L, 1);
 
-    lua_pushfstring(L, "%s lock %s (%s)", lock->shared ? "shared" : "exclusive", lock->hold.name,
-                    lock->hold.session != NULL ? "held" : "released");
+    lua_pushfstring(L, "%s lock %s (%s)", lock->shared ? "shared" : "exclusive", lock->name,
+                    advisory_on_list(lock) ? "held" : "released");
     return 1;
 }
 
@@ -617,8 +607,7 @@ void bind_locks_register(lua_State *L)
 
     args_new_kind(L, GUARD);
     luaL_setfuncs(L,
-                  ((luaL_Reg[]){{"__gc", guard_gc},
-                                {"__close", guard_close},
+                  ((luaL_Reg[]){{"__close", guard_close},
                                 {"__tostring", guard_tostring},
                                 {NULL, NULL}}),
                   0);

@@ -85,6 +85,51 @@ static const char RECOVERY_SQL[] = "SELECT pg_catalog.pg_is_in_recovery()";
 
 static const char ADVISORY[] = "advisory lock";
 
+/*
+ * A lock on its session's list. Never freed, only used again, under another serial number: so a
+ * guard that outlives what it held can tell, and acquiring allocates nothing.
+ */
+typedef struct AdvisoryHold {
+    SessionHold base; /* first: the list's elements */
+    LockKey key;
+    bool shared;
+    uint64_t serial;
+    struct AdvisoryHold *next_free;
+} AdvisoryHold;
+
+static AdvisoryHold *free_holds;
+
+static void hold_gone(SessionHold *base)
+{
+    AdvisoryHold *hold = (AdvisoryHold *)base;
+
+    hold->serial++;
+    hold->next_free = free_holds;
+    free_holds = hold;
+}
+
+/* NULL where memory ran out. */
+static AdvisoryHold *new_hold(void)
+{
+    AdvisoryHold *hold = free_holds;
+
+    if (hold == NULL)
+        return calloc(1, sizeof *hold);
+    free_holds = hold->next_free;
+    return hold;
+}
+
+/* The session whose list it is on, or NULL. */
+static Session *session_of(const AdvisoryLock *lock)
+{
+    return lock->hold->serial == lock->serial ? lock->hold->base.session : NULL;
+}
+
+bool advisory_on_list(const AdvisoryLock *lock)
+{
+    return !lock->released && session_of(lock) != NULL;
+}
+
 /* oids of pg_type, which never change */
 enum { OID_INT8 = 20, OID_INT4 = 23, OID_TEXT = 25 };
 
@@ -356,10 +401,10 @@ static void name_the_lock(const AdvisoryRequest *request, Error *err)
 static bool is_held_here(Session *session, const AdvisoryRequest *request, bool same_mode)
 {
     for (SessionHold *hold = session->holds.next; hold != &session->holds; hold = hold->next) {
-        const AdvisoryLock *lock = (const AdvisoryLock *)hold;
+        const AdvisoryHold *held = (const AdvisoryHold *)hold;
 
-        if (hold->kind == ADVISORY && key_equal(&lock->key, &request->key) &&
-            (!same_mode || lock->shared == request->shared))
+        if (hold->kind == ADVISORY && key_equal(&held->key, &request->key) &&
+            (!same_mode || held->shared == request->shared))
             return true;
     }
     return false;
@@ -393,42 +438,58 @@ static void drop_unreported(Session *session, const AdvisoryRequest *request, co
         session_defer(session, DEFER_USABLE, sql, p.types, p.values, p.count, dropped, NULL);
 }
 
+static void put_on_list(Session *session, AdvisoryHold *hold, AdvisoryLock *lock)
+{
+    hold->base.kind = ADVISORY;
+    hold->base.in_transaction = lock->xact;
+    hold->base.gone = hold_gone;
+    hold->key = lock->key;
+    hold->shared = lock->shared;
+    memcpy(hold->base.name, lock->name, sizeof hold->base.name);
+    session_hold(session, &hold->base);
+    lock->hold = hold;
+    lock->serial = hold->serial;
+}
+
 bool advisory_acquire(Session *session, const AdvisoryRequest *request, AdvisoryLock *lock,
                       Error *err)
 {
     bool tries = request->has_timeout && request->timeout_us == 0;
+    AdvisoryHold *hold;
     int64_t start_us;
     bool waited;
 
     if (!check_session(session, request, err))
         return false;
+    hold = new_hold();
+    if (hold == NULL)
+        return error_set(err, ERROR_SQL, "out of memory");
     if (log_enabled(LOG_DEBUG) && is_held_here(session, request, false))
         log_printf(LOG_DEBUG, "lock %s is already held by this session: it nests", request->name);
     start_us = tries ? 0 : clock_monotonic_us();
     if (!acquire(session, request, &waited, err)) {
+        hold_gone(&hold->base);
         drop_unreported(session, request, err);
         name_the_lock(request, err);
         return false;
     }
     *lock = (AdvisoryLock){
-        .hold = {.kind = ADVISORY, .in_transaction = request->xact},
         .key = request->key,
         .shared = request->shared,
         .xact = request->xact,
         .waited_s = waited ? (double)(clock_monotonic_us() - start_us) / 1e6 : 0,
         .acquired_at = clock_epoch_s(),
     };
-    text_copy(lock->hold.name, sizeof lock->hold.name, request->name);
-    session_hold(session, &lock->hold);
+    text_copy(lock->name, sizeof lock->name, request->name);
+    put_on_list(session, hold, lock);
     return true;
 }
 
 /* ---- releasing ------------------------------------------------------------------------------- */
 
-static bool was_lost(const AdvisoryLock *lock, Error *err)
+static bool was_lost(const char *name, Error *err)
 {
-    error_set(err, ERROR_LOCK_LOST, "lock %s was not held any more when it was released",
-              lock->hold.name);
+    error_set(err, ERROR_LOCK_LOST, "lock %s was not held any more when it was released", name);
     return error_hint(err, "Something unlocked it in the middle: pg_advisory_unlock_all(), "
                            "DISCARD ALL, or an unlock of the same key.");
 }
@@ -436,51 +497,27 @@ static bool was_lost(const AdvisoryLock *lock, Error *err)
 /* The release that had to wait. */
 static void released_late(void *context, const PGresult *result)
 {
-    AdvisoryLock *lock = context;
+    AdvisoryHold *hold = context;
 
     if (result != NULL && PQgetvalue(result, 0, 0)[0] != 't') {
         Error err;
 
-        was_lost(lock, &err);
+        was_lost(hold->base.name, &err);
         log_write(LOG_ERROR, err.message, NULL);
     }
-    session_let_go(&lock->hold);
-    free(lock);
-}
-
-/* Move it to memory of its own, in its place on the session's list. NULL: no memory. */
-static AdvisoryLock *move_to_session(AdvisoryLock *lock)
-{
-    AdvisoryLock *moved = malloc(sizeof *moved);
-    Session *session = lock->hold.session;
-
-    if (moved == NULL)
-        return NULL;
-    *moved = *lock;
-    session_let_go(&lock->hold);
-    session_hold(session, &moved->hold);
-    return moved;
+    session_let_go(&hold->base);
 }
 
 static bool release_later(AdvisoryLock *lock, const char *sql, const KeyParameters *p, Error *err)
 {
-    /* The queue refers to it now, so it must not go with whoever asked. */
-    Session *session = lock->hold.session;
-    AdvisoryLock *queued = move_to_session(lock);
-
-    if (queued == NULL)
-        return error_set(err, ERROR_SQL, "out of memory");
-    if (!session_defer(session, DEFER_USABLE, sql, p->types, p->values, p->count,
-                       released_late, queued)) {
-        queued->hold.orphan = true;
-        return error_set(err, ERROR_SQL, "out of memory");
-    }
-    return true;
+    return session_defer(session_of(lock), DEFER_USABLE, sql, p->types, p->values, p->count,
+                         released_late, lock->hold) ||
+           error_set(err, ERROR_SQL, "out of memory");
 }
 
 bool advisory_release(AdvisoryLock *lock, Error *err)
 {
-    Session *session = lock->hold.session;
+    Session *session = session_of(lock);
     const char *sql = sql_for(&lock->key, lock->shared, false)->release;
     KeyParameters p;
     Statement statement;
@@ -491,12 +528,11 @@ bool advisory_release(AdvisoryLock *lock, Error *err)
         return true;
     if (lock->xact)
         return error_usage(err, "lock %s is transaction-level: it is released when its transaction "
-                                "ends", lock->hold.name);
+                                "ends", lock->name);
     if (session == NULL) {
         lock->released = true;
-        error_set(err, ERROR_LOCK_LOST, "lock %s is gone: its session was closed",
-                  lock->hold.name);
-        return false;
+        return error_set(err, ERROR_LOCK_LOST, "lock %s is gone: its session was closed",
+                         lock->name);
     }
     key_parameters(&p, &lock->key, NULL);
     if (must_wait(session)) {
@@ -506,7 +542,7 @@ bool advisory_release(AdvisoryLock *lock, Error *err)
     if (session_transaction(session) == PQTRANS_INTRANS)
         log_printf(LOG_WARNING, "lock %s is released before the transaction that is open has "
                                 "committed: others may enter before they see its work",
-                   lock->hold.name);
+                   lock->name);
     statement = key_statement(sql, &p, session_transaction(session) != PQTRANS_IDLE);
     result = session_query(session, &statement, WAIT_CLEANUP, err);
     if (result == NULL && strcmp(err->sqlstate, "57014") == 0)
@@ -514,12 +550,13 @@ bool advisory_release(AdvisoryLock *lock, Error *err)
     if (result == NULL && !session->lost)
         return false; /* still held: a session in use, say */
     lock->released = true;
-    session_let_go(&lock->hold);
+    if (session_of(lock) != NULL) /* not closed meanwhile by someone else */
+        session_let_go(&lock->hold->base);
     if (result == NULL)
         return false;
     held = PQgetvalue(result, 0, 0)[0] == 't';
     PQclear(result);
-    return held || was_lost(lock, err);
+    return held || was_lost(lock->name, err);
 }
 
 bool advisory_is_held(AdvisoryLock *lock, bool *held, Error *err)
@@ -529,27 +566,14 @@ bool advisory_is_held(AdvisoryLock *lock, bool *held, Error *err)
     PGresult *result;
 
     *held = false;
-    if (lock->released || lock->hold.session == NULL)
+    if (!advisory_on_list(lock))
         return true;
     key_parameters(&p, &lock->key, NULL);
     statement = key_statement(sql_for(&lock->key, lock->shared, lock->xact)->held, &p, false);
-    result = session_query(lock->hold.session, &statement, WAIT_NORMAL, err);
+    result = session_query(session_of(lock), &statement, WAIT_NORMAL, err);
     if (result == NULL)
         return false;
     *held = PQntuples(result) == 1;
     PQclear(result);
     return true;
-}
-
-void advisory_forget(AdvisoryLock *lock)
-{
-    AdvisoryLock *kept;
-
-    if (lock->hold.session == NULL)
-        return;
-    kept = move_to_session(lock);
-    if (kept == NULL)
-        session_let_go(&lock->hold); /* the server holds it all the same */
-    else
-        kept->hold.orphan = true;
 }

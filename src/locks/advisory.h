@@ -16,15 +16,20 @@ typedef struct {
     int64_t poll_us;    /* wait with try calls at this interval; 0: wait in the server */
 } AdvisoryRequest;
 
-/* A lock that is, or was, held. */
+/*
+ * A lock that is, or was, held: a plain value. What is held stands on the session's list, which
+ * outlives it: dropping the value releases nothing.
+ */
 typedef struct {
-    SessionHold hold; /* first: the session frees an orphan through it */
+    struct AdvisoryHold *hold; /* on that list while its serial number is ours */
+    uint64_t serial;
     LockKey key;
     bool shared;
     bool xact;
     bool released;
     double waited_s;    /* 0 where it was had at once */
     double acquired_at; /* epoch seconds by this host's clock */
+    char name[64];      /* for messages */
 } AdvisoryLock;
 
 /*
@@ -32,7 +37,7 @@ typedef struct {
  * touching the session's lock_timeout; an open transaction stays usable when the lock is not had:
  * kinds "not_acquired" (a try) and "lock_timeout". A wait that fails costs one round trip more,
  * which makes sure that nothing is held. *lock
- * is then on the session's list, and must not move until advisory_forget.
+ * is set only where it was had.
  *
  * Session-level locks are refused (usage error) where a pooler could give the session to another
  * client, and in recovery.
@@ -50,7 +55,7 @@ bool advisory_release(AdvisoryLock *lock, Error *err);
 /* Ask the server whether this session holds it. */
 bool advisory_is_held(AdvisoryLock *lock, bool *held, Error *err);
 
-/* Its memory goes: where it is still held, the session keeps a copy of its own. */
-void advisory_forget(AdvisoryLock *lock);
+/* Is it on its session's list: neither released, nor gone with the session or transaction? */
+bool advisory_on_list(const AdvisoryLock *lock);
 
 #endif

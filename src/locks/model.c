@@ -156,7 +156,12 @@ out:
     return ok;
 }
 
-/* So that losing the session now is known to lose a lock. The session frees it. */
+static void hold_gone(SessionHold *hold)
+{
+    free(hold);
+}
+
+/* So that losing the session now is known to lose a lock. */
 static void hold_table(Session *session, const char *name)
 {
     SessionHold *hold = calloc(1, sizeof *hold);
@@ -165,7 +170,7 @@ static void hold_table(Session *session, const char *name)
         return;
     hold->kind = TABLE;
     hold->in_transaction = true;
-    hold->orphan = true;
+    hold->gone = hold_gone;
     text_copy(hold->name, sizeof hold->name, name);
     session_hold(session, hold);
 }

@@ -86,8 +86,7 @@ void session_let_go(SessionHold *hold)
     hold->previous->next = hold->next;
     hold->next->previous = hold->previous;
     hold->session = NULL;
-    if (hold->orphan)
-        free(hold);
+    hold->gone(hold);
 }
 
 static void let_go_all(Session *session, bool warn)

@@ -26,7 +26,7 @@ typedef struct SessionHold {
     struct Session *session; /* NULL: no longer held, or the session has gone */
     const char *kind;        /* one constant a kind of lock, told apart by its address */
     bool in_transaction;     /* ends with the transaction */
-    bool orphan;             /* nobody else refers to it: the session frees it */
+    void (*gone)(struct SessionHold *hold); /* it is off the list: what becomes of its memory */
     char name[64];           /* for messages */
 } SessionHold;
 

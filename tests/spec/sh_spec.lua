@@ -101,9 +101,9 @@ describe("lock.sh", function()
 
   it("is stopped by Ctrl-C", function()
     local dir = t.tempdir()
-    local child = t.lockkeeper("run", "-", { stdin = [[
-      require("lockkeeper").sh { "sh", "-c", "echo $$ >pid.new; mv pid.new pid; exec sleep 60" }
-    ]], cwd = dir })
+    local child = t.lockkeeper("run", "-", { stdin = ([[
+      require("lockkeeper").sh { "sh", "-c", "echo $$ >pid.new; mv pid.new pid; exec sleep 60", cwd = %q }
+    ]]):format(dir) })
     local pid = t.wait_until(function() return math.tointeger(t.read_file(dir .. "/pid")) end, "the command")
     child:signal("INT")
     assert.equal(130, child:wait())
