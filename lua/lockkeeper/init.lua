@@ -140,19 +140,9 @@ end
 ---@param fn? fun(held: Guard, ...): ...
 ---@return Guard? held                 released by :release() or at the end of its to-be-closed scope
 ---@return Error? err                  kind "not_acquired" or "lock_timeout" (SQLSTATE 55P03)
-function lock.advisory(id, options, fn, ...)
-  if fn == nil and type(options) ~= "function" then
-    return core.advisory(nil, id, options)
-  end
-  return call_with_lock(nil, id, shift(options, fn, ...))
-end
-
-function session_methods:advisory(id, options, fn, ...)
-  if fn == nil and type(options) ~= "function" then
-    return core.advisory(self, id, options)
-  end
-  return call_with_lock(self, id, shift(options, fn, ...))
-end
+lock.advisory, session_methods.advisory = core.advisory_forms(function(session, id, ...)
+  return call_with_lock(session, id, shift(...))
+end)
 
 --- A function that takes the lock at each call, and is called without the guard.
 ---@param id string|integer|integer[]

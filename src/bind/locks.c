@@ -422,6 +422,50 @@ static int lock_advisory(lua_State *L)
     return guard->had ? 1 : busy(L, options.on_busy, &err);
 }
 
+static int returned(lua_State *L, int status, lua_KContext unused)
+{
+    (void)status;
+    (void)unused;
+    return lua_gettop(L);
+}
+
+/*
+ * advisory as scripts call it: (id [, options] [, fn, ...]), after a session where it is a method.
+ * Without fn it goes no way round; with one it is the Lua half's (the upvalue), which may yield.
+ */
+static int advisory_method(lua_State *L)
+{
+    int top = lua_gettop(L);
+
+    if (lua_isnoneornil(L, 4) && lua_type(L, 3) != LUA_TFUNCTION) {
+        lua_settop(L, 3);
+        return lock_advisory(L);
+    }
+    lua_pushvalue(L, lua_upvalueindex(1));
+    lua_insert(L, 1);
+    lua_callk(L, top, LUA_MULTRET, 0, returned);
+    return returned(L, LUA_OK, 0);
+}
+
+static int advisory_function(lua_State *L)
+{
+    lua_pushnil(L);
+    lua_insert(L, 1);
+    return advisory_method(L);
+}
+
+/* advisory_forms(fn): the function and the method, with what runs them under a function */
+static int advisory_forms(lua_State *L)
+{
+    luaL_checktype(L, 1, LUA_TFUNCTION);
+    lua_settop(L, 1);
+    lua_pushvalue(L, 1);
+    lua_pushcclosure(L, advisory_function, 1);
+    lua_insert(L, 1);
+    lua_pushcclosure(L, advisory_method, 1);
+    return 2;
+}
+
 /* ---- model ----------------------------------------------------------------------------------- */
 
 typedef struct {
@@ -595,6 +639,7 @@ void bind_locks_register(lua_State *L)
 {
     luaL_setfuncs(L,
                   ((luaL_Reg[]){{"advisory", lock_advisory},
+                                {"advisory_forms", advisory_forms},
                                 {"model", lock_model},
                                 {"timeout", lock_timeout},
                                 {"key", lock_key},

@@ -3,6 +3,7 @@
 #include "base/duration.h"
 #include "base/log.h"
 
+#include <endian.h>
 #include <inttypes.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -27,7 +28,7 @@ typedef struct {
 #define TRY_CALL(f, args)  "pg_catalog.pg_try_advisory_" f "(" args ")"
 #define WAIT_CALL(f, args)                                                                         \
     "pg_catalog.pg_advisory_" f "(" args ")::pg_catalog.text OPERATOR(pg_catalog.=) ''"
-#define TRY_SQL(f, args)   "SELECT " TRY_CALL(f, args)
+#define TRY_SQL(f, args)   "SELECT " TRY_CALL(f, args) " AS a" /* a name costs, too */
 #define WAIT_SQL(f, args)  "SELECT CASE WHEN " TRY_CALL(f, args) " THEN false ELSE " WAIT_CALL(f, args) " END"
 #define TIMED_SQL(f, args, ms)                                                                     \
     "SELECT CASE WHEN " TRY_CALL(f, args) " THEN false"                                            \
@@ -65,7 +66,7 @@ typedef struct {
 #define UNLOCK(suffix, args) "pg_catalog.pg_advisory_unlock" suffix "(" args ")"
 #define SESSION_ROW(suffix, args, ms, mode, key_is)                                                \
     {TRY_SQL("lock" suffix, args), WAIT_SQL("lock" suffix, args),                                  \
-     TIMED_SQL("lock" suffix, args, ms), "SELECT " UNLOCK(suffix, args),                           \
+     TIMED_SQL("lock" suffix, args, ms), "SELECT " UNLOCK(suffix, args) " AS a",                           \
      HELD_SQL("true", mode, key_is), HELD_SQL(UNLOCK(suffix, args), mode, key_is)}
 #define XACT_ROW(suffix, args, ms, mode, key_is)                                                   \
     {TRY_SQL("xact_lock" suffix, args), WAIT_SQL("xact_lock" suffix, args),                        \
@@ -138,31 +139,44 @@ static const AdvisorySql *sql_for(const LockKey *key, bool shared, bool xact)
     return &SQL[xact][shared][key->pair];
 }
 
-/* A key and perhaps a timeout, as parameters; lives as long as the statement that uses it. */
+/*
+ * A key and perhaps a timeout, as parameters; lives as long as the statement that uses it. The key
+ * goes in binary format, which costs both ends less.
+ */
 typedef struct {
-    char texts[2][TEXT_INTEGER_SIZE];
+    union {
+        uint64_t bigint;
+        uint32_t pair[2];
+    } key;
     const char *values[3];
+    int lengths[3];
+    int formats[3];
     Oid types[3];
     int count;
 } KeyParameters;
+
+static void add_parameter(KeyParameters *p, Oid type, const void *value, int length)
+{
+    p->types[p->count] = type;
+    p->values[p->count] = value;
+    p->lengths[p->count] = length;
+    p->formats[p->count++] = length > 0; /* of a text the length does not count */
+}
 
 static void key_parameters(KeyParameters *p, const LockKey *key, const char *timeout)
 {
     p->count = 0;
     if (key->pair) {
-        p->types[0] = p->types[1] = OID_INT4;
-        p->values[0] = text_integer(p->texts[0], key->first);
-        p->values[1] = text_integer(p->texts[1], key->second);
-        p->count = 2;
+        p->key.pair[0] = htobe32((uint32_t)key->first);
+        p->key.pair[1] = htobe32((uint32_t)key->second);
+        add_parameter(p, OID_INT4, &p->key.pair[0], sizeof p->key.pair[0]);
+        add_parameter(p, OID_INT4, &p->key.pair[1], sizeof p->key.pair[1]);
     } else {
-        p->types[0] = OID_INT8;
-        p->values[0] = text_integer(p->texts[0], key->key);
-        p->count = 1;
+        p->key.bigint = htobe64((uint64_t)key->key);
+        add_parameter(p, OID_INT8, &p->key.bigint, sizeof p->key.bigint);
     }
-    if (timeout != NULL) {
-        p->types[p->count] = OID_TEXT;
-        p->values[p->count++] = timeout;
-    }
+    if (timeout != NULL)
+        add_parameter(p, OID_TEXT, timeout, 0);
 }
 
 static Statement key_statement(const char *sql, const KeyParameters *p, bool unprepared)
@@ -171,6 +185,8 @@ static Statement key_statement(const char *sql, const KeyParameters *p, bool unp
                        .count = p->count,
                        .types = p->types,
                        .values = p->values,
+                       .lengths = p->lengths,
+                       .formats = p->formats,
                        .unprepared = unprepared};
 }
 
@@ -180,6 +196,21 @@ static bool must_wait(const Session *session)
     PGTransactionStatusType status = session_transaction(session);
 
     return status == PQTRANS_INERROR || status == PQTRANS_ACTIVE;
+}
+
+/* session_defer, which copies texts. */
+static bool defer_key_statement(Session *session, const char *sql, const LockKey *key,
+                                void (*done)(void *context, const PGresult *result), void *context)
+{
+    char texts[2][TEXT_INTEGER_SIZE];
+    const char *values[2] = {
+        text_integer(texts[0], key->pair ? key->first : key->key),
+        text_integer(texts[1], key->second),
+    };
+    const Oid *types = key->pair ? (const Oid[]){OID_INT4, OID_INT4} : (const Oid[]){OID_INT8};
+
+    return session_defer(session, DEFER_USABLE, sql, types, values, key->pair ? 2 : 1, done,
+                         context);
 }
 
 /* ---- acquiring ------------------------------------------------------------------------------- */
@@ -435,7 +466,7 @@ static void drop_unreported(Session *session, const AdvisoryRequest *request, co
     statement = key_statement(sql, &p, session_transaction(session) != PQTRANS_IDLE);
     if (must_wait(session) ||
         !session_commands(session, &statement, 1, WAIT_CLEANUP, &ignored))
-        session_defer(session, DEFER_USABLE, sql, p.types, p.values, p.count, dropped, NULL);
+        defer_key_statement(session, sql, &request->key, dropped, NULL);
 }
 
 static void put_on_list(Session *session, AdvisoryHold *hold, AdvisoryLock *lock)
@@ -508,10 +539,9 @@ static void released_late(void *context, const PGresult *result)
     session_let_go(&hold->base);
 }
 
-static bool release_later(AdvisoryLock *lock, const char *sql, const KeyParameters *p, Error *err)
+static bool release_later(AdvisoryLock *lock, const char *sql, Error *err)
 {
-    return session_defer(session_of(lock), DEFER_USABLE, sql, p->types, p->values, p->count,
-                         released_late, lock->hold) ||
+    return defer_key_statement(session_of(lock), sql, &lock->key, released_late, lock->hold) ||
            error_set(err, ERROR_SQL, "out of memory");
 }
 
@@ -537,7 +567,7 @@ bool advisory_release(AdvisoryLock *lock, Error *err)
     key_parameters(&p, &lock->key, NULL);
     if (must_wait(session)) {
         lock->released = true;
-        return release_later(lock, sql, &p, err);
+        return release_later(lock, sql, err);
     }
     if (session_transaction(session) == PQTRANS_INTRANS)
         log_printf(LOG_WARNING, "lock %s is released before the transaction that is open has "

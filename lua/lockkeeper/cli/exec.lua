@@ -89,7 +89,7 @@ local function model(values)
       if ok then
         return tx
       end
-      tx:close()
+      tx:rollback()
       return nil, err
     end,
     holders = function() return lock.db:query(TABLE_SQL, values.model) end,
