@@ -19,6 +19,8 @@ static void raise_interrupt(lua_State *L, lua_Debug *frame)
 
     (void)frame;
     coroutine_noticed(L);
+    if (wait_interrupt_told()) /* by a wait that the signal ended */
+        return;
     wait_interrupted_error(&err);
     args_raise(L, &err);
 }

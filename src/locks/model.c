@@ -6,13 +6,17 @@
 #include <stdlib.h>
 #include <string.h>
 
-/* $1: the names, one array element each. Unknown ones come first, with a null oid. */
+/*
+ * $1: the names, one array element each. Unknown ones come first, with a null oid. A number is no
+ * name, though to_regclass takes it for an oid from PostgreSQL 16 on.
+ */
 static const char RESOLVE_SQL[] =
     "SELECT n.name, c.oid,"
     " CASE WHEN c.oid IS NOT NULL THEN pg_catalog.format('%I.%I', s.nspname, c.relname) END"
     " FROM pg_catalog.unnest($1::pg_catalog.text[]) WITH ORDINALITY AS n(name, position)"
     " LEFT JOIN pg_catalog.pg_class c"
-    "   ON c.oid OPERATOR(pg_catalog.=) pg_catalog.to_regclass(n.name)::pg_catalog.oid"
+    "   ON c.oid OPERATOR(pg_catalog.=) pg_catalog.to_regclass("
+    "     CASE WHEN n.name OPERATOR(pg_catalog.!~) '^([0-9]+|-)$' THEN n.name END)::pg_catalog.oid"
     " LEFT JOIN pg_catalog.pg_namespace s ON s.oid OPERATOR(pg_catalog.=) c.relnamespace"
     " ORDER BY c.oid NULLS FIRST, n.position";
 
@@ -184,6 +188,8 @@ bool model_lock(Session *session, const ModelRequest *request, Error *err)
     if (request->count == 0)
         return error_usage(err, "no table is named");
     if (request->has_timeout && !duration_setting(request->timeout_us, "timeout", timeout, err))
+        return false;
+    if (!session_open(session, err))
         return false;
     if (session_transaction(session) == PQTRANS_IDLE)
         return error_usage(err, "locking \"%.200s\" needs an open transaction",

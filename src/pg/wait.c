@@ -44,6 +44,7 @@ static Fiber *current = &main_fiber;
 
 static int interrupt_fd = -1;
 static volatile sig_atomic_t interrupt_signal;
+static bool interrupt_told;
 static bool (*signal_check)(void);
 
 /* Every waiting fiber's descriptors, for one poll; kept between calls, grown as needed. */
@@ -88,6 +89,7 @@ void wait_set_check(bool (*check)(void))
 
 bool wait_interrupted_error(Error *err)
 {
+    interrupt_told = interrupt_signal != 0;
     if (interrupt_signal != 0)
         return error_set(err, ERROR_CANCELLED, "interrupted by signal %d (%s)",
                          (int)interrupt_signal, strsignal(interrupt_signal));
@@ -96,6 +98,11 @@ bool wait_interrupted_error(Error *err)
 
 /* The fiber that gave way last, and the one it gave way to. */
 static Fiber *switched_from, *switched_to;
+
+bool wait_interrupt_told(void)
+{
+    return interrupt_told;
+}
 
 /* Runs on the new stack after each switch to it. */
 static void arrived(void)

@@ -32,6 +32,9 @@ WaitEnd wait_for(struct pollfd *fds, nfds_t count, int64_t deadline_us, WaitMode
 /* *err for a wait that was interrupted: kind "cancelled", naming the signal. Returns false. */
 bool wait_interrupted_error(Error *err);
 
+/* Has such an error been made since the signal came? Then nobody else needs to raise one. */
+bool wait_interrupt_told(void);
+
 /* Make interrupts possible: call once, before a handler may call wait_interrupt. */
 bool wait_enable_interrupt(Error *err);
 

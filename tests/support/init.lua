@@ -177,7 +177,7 @@ function t.lockkeeper(...)
     DATABASE_URL = t.conninfo(),
     XDG_CONFIG_HOME = sandbox.dir() .. "/config",
     XDG_STATE_HOME = sandbox.dir() .. "/state",
-    PGPASSFILE = "/dev/null",
+    PGPASSFILE = "/nonexistent/pgpass",
   }
   for name, value in pairs(opts.env or {}) do
     env[name] = value
