@@ -102,6 +102,12 @@ sanitized() {
     code=$?
     for report in "$logs"/sanitizer.*; do
         [ -e "$report" ] || continue
+        # Fibers tell the sanitizer of their stacks, but it says this at the first switch all the same.
+        sed -i "/WARNING: ASan doesn't fully support makecontext\/swapcontext/d" "$report"
+        [ -s "$report" ] || {
+            rm -f "$report"
+            continue
+        }
         cat "$report"
         rm -f "$report"
         failed=$((failed + 1))
