@@ -1,37 +1,15 @@
 -- lua-api.md, "advisory", and locks.md 1 to 6, outside transactions (advisory_transaction_spec.lua has
 -- those).
 
+local expect = require "tests.support.expect"
 local t = require "tests.support"
 local lock = require "lockkeeper"
 
 local bindir = require("tests.support.target").bindir()
 
--- Runs fn, which must raise an error of this kind, and returns that.
-local function raised(kind, fn, ...)
-  local ok, err = pcall(fn, ...)
-  assert.is_false(ok, "no error")
-  assert.equal("table", type(err), tostring(err))
-  assert.equal(kind, err.kind, tostring(err))
-  return err
-end
+local raised = expect.kind
 
--- The backends that hold a key, shared or not.
-local function holders(key)
-  return t.holders(lock.key_parts(key))
-end
-
--- A psql that takes a lock, does no more until another session waits for an advisory lock, and ends.
-local function holder_until_awaited(key)
-  local child = t.spawn({ bindir .. "/psql", "-Xqd", t.conninfo(),
-    "-c", "select pg_advisory_lock(" .. key .. ")",
-    "-c", [[do $$ begin
-      while not exists (select from pg_locks where locktype = 'advisory' and not granted) loop
-        perform pg_sleep(0.005);
-      end loop;
-    end $$]] })
-  t.wait_until(function() return #holders(key) == 1 end, "the holder")
-  return child
-end
+local holders = t.holders_of
 
 -- What a child has written on its first line.
 local function first_number(child)
@@ -214,7 +192,7 @@ describe("advisory", function()
   describe("timeout", function()
     it("false waits for ever, whatever the session's lock_timeout", function()
       db:exec("set lock_timeout = '10ms'")
-      local child = holder_until_awaited(7)
+      local child = t.holder_until_awaited(7)
       local held <close> = db:advisory(7, { timeout = false })
       assert.is_true(held.waited > 0)
       assert.equal("10ms", db:value("show lock_timeout"))
@@ -223,7 +201,7 @@ describe("advisory", function()
 
     it("longer than the session's lock_timeout counts instead of it", function()
       db:exec("set lock_timeout = '10ms'")
-      local child = holder_until_awaited(7)
+      local child = t.holder_until_awaited(7)
       local held <close> = db:advisory(7, { timeout = "20s" })
       assert.is_true(held.waited > 0)
       assert.equal("10ms", db:value("show lock_timeout"))
@@ -450,7 +428,7 @@ describe("advisory", function()
     end)
 
     it("tells how long it waited, in seconds", function()
-      local child = holder_until_awaited(9)
+      local child = t.holder_until_awaited(9)
       local start = t.now()
       local held <close> = db:advisory(9, { timeout = "20s" })
       local took = t.now() - start
@@ -771,7 +749,7 @@ describe("advisory", function()
 
     it("leaves no trace once the lock was had or not: no lock, setting or transaction", function()
       local before = db:query("select name, setting from pg_settings order by name")
-      local child = holder_until_awaited(5)
+      local child = t.holder_until_awaited(5)
       db:advisory(5, { timeout = "20s" }):release()
       assert.equal(0, child:wait(), child:stderr())
       local held <close> = other:advisory(5)
@@ -1048,7 +1026,7 @@ describe("advisory", function()
       end
       -- Nor does another statement come to it where it has to wait.
       sent = statements(function(session)
-        local child = holder_until_awaited(11)
+        local child = t.holder_until_awaited(11)
         session:advisory(11, { timeout = "20s" }):release()
         assert.equal(0, child:wait(), child:stderr())
       end)

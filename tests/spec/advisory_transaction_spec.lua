@@ -1,36 +1,15 @@
 -- lua-api.md, "advisory", and locks.md 1 and 2, in transactions: session-level locks that outlive them
 -- and transaction-level ones that end with them.
 
+local expect = require "tests.support.expect"
 local t = require "tests.support"
 local lock = require "lockkeeper"
 
 local bindir = require("tests.support.target").bindir()
 
--- Runs fn, which must raise an error of this kind, and returns that.
-local function raised(kind, fn, ...)
-  local ok, err = pcall(fn, ...)
-  assert.is_false(ok, "no error")
-  assert.equal("table", type(err), tostring(err))
-  assert.equal(kind, err.kind, tostring(err))
-  return err
-end
+local raised = expect.kind
 
-local function holders(key)
-  return t.holders(lock.key_parts(key))
-end
-
--- A psql that takes a lock, does no more until another session waits for an advisory lock, and ends.
-local function holder_until_awaited(key)
-  local child = t.spawn({ bindir .. "/psql", "-Xqd", t.conninfo(),
-    "-c", "select pg_advisory_lock(" .. key .. ")",
-    "-c", [[do $$ begin
-      while not exists (select from pg_locks where locktype = 'advisory' and not granted) loop
-        perform pg_sleep(0.005);
-      end loop;
-    end $$]] })
-  t.wait_until(function() return #holders(key) == 1 end, "the holder")
-  return child
-end
+local holders = t.holders_of
 
 -- A script in a process of its own: its code, what it printed, what it logged.
 local function script(text)
@@ -158,7 +137,7 @@ describe("advisory in a transaction", function()
 
       it(("locks.md 2: leaves lock_timeout what it was (%s)"):format(level), function()
         local function wait(tx)
-          local child = holder_until_awaited(7)
+          local child = t.holder_until_awaited(7)
           local held = tx:advisory(7, { timeout = "20s", xact = xact })
           assert.is_true(held.waited > 0)
           assert.is_true(held:is_held())
@@ -203,7 +182,7 @@ describe("advisory in a transaction", function()
     end
 
     it("does not undo what the transaction had done before", function()
-      local child = holder_until_awaited(7)
+      local child = t.holder_until_awaited(7)
       db:transaction(function(tx)
         tx:exec("insert into work values (1)")
         tx:advisory(7, { timeout = "20s" }, function()

@@ -1,20 +1,16 @@
 -- lua-api.md, "Sessions", and runner.md 14, 19, 25: where a session connects to, what it asks and
 -- sets there, how it ends, and that no password is shown.
 
+local expect = require "tests.support.expect"
 local lock = require "lockkeeper"
 local process = require "tests.support.process"
 local t = require "tests.support"
 
-local function raised(fn, ...)
-  local ok, err = pcall(fn, ...)
-  assert.is_false(ok, "nothing was raised")
-  return err
-end
-
+local raised = expect.raised
 local function connecting(conninfo, opts)
   opts = opts or {}
   opts.conninfo = conninfo
-  return raised(lock.connect, opts)
+  return raised(function() lock.connect(opts) end)
 end
 
 -- Run a script with `lock` and `db`, the default session.

@@ -38,9 +38,7 @@ local CRC32 = [[
 SQL.pglocks = [[
   select case when crc > 2147483647 then crc - 4294967296 else crc end from pg_temp.crc32($1) crc]]
 
-local function holders(key)
-  return t.holders(lock.key_parts(key))
-end
+local holders = t.holders_of
 
 -- A psql that has taken a lock and keeps its session until it is ended.
 local function keep(sql)

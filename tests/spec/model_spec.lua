@@ -1,5 +1,6 @@
 -- lua-api.md, "model", and locks.md 1, 2 and 7.
 
+local expect = require "tests.support.expect"
 local t = require "tests.support"
 local lock = require "lockkeeper"
 
@@ -8,14 +9,7 @@ local bindir = require("tests.support.target").bindir()
 local MODES = { "ACCESS SHARE", "ROW SHARE", "ROW EXCLUSIVE", "SHARE UPDATE EXCLUSIVE", "SHARE",
   "SHARE ROW EXCLUSIVE", "EXCLUSIVE", "ACCESS EXCLUSIVE" }
 
--- Runs fn, which must raise an error of this kind, and returns that.
-local function raised(kind, fn, ...)
-  local ok, err = pcall(fn, ...)
-  assert.is_false(ok, "no error")
-  assert.equal("table", type(err), tostring(err))
-  assert.equal(kind, err.kind, tostring(err))
-  return err
-end
+local raised = expect.kind
 
 -- The relations that a backend has locked, with the modes: "orders ShareLock, …" in order of name.
 local function locked(pid)

@@ -1,18 +1,9 @@
 -- lua-api.md, "Sessions": listen, notify, wait_notify.
 
+local expect = require "tests.support.expect"
 local t = require "tests.support"
 
-local function raised(fn, ...)
-  local ok, err = pcall(fn, ...)
-  assert.is_false(ok, "nothing was raised")
-  return err
-end
-
-local function usage(message, fn, ...)
-  local err = raised(fn, ...)
-  assert.equal("usage", err.kind, tostring(err))
-  assert.matches(message, err.message, 1, true)
-end
+local raised, usage = expect.raised, expect.usage
 
 describe("a notification", function()
   local db, other

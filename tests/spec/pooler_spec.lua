@@ -1,20 +1,12 @@
 -- Through PgBouncer: lua-api.md, "Sessions" and "advisory".
 
+local expect = require "tests.support.expect"
 local t = require "tests.support"
 local lock = require "lockkeeper"
 
--- Runs fn, which must raise an error of this kind, and returns that.
-local function raised(kind, fn, ...)
-  local ok, err = pcall(fn, ...)
-  assert.is_false(ok, "no error")
-  assert.equal("table", type(err), tostring(err))
-  assert.equal(kind, err.kind, tostring(err))
-  return err
-end
+local raised = expect.kind
 
-local function holders(key)
-  return t.holders(lock.key_parts(key))
-end
+local holders = t.holders_of
 
 describe("in transaction mode", function()
   local bouncer, db

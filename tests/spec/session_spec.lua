@@ -1,21 +1,11 @@
 -- lua-api.md, "Conventions" and "Sessions": durations, errors, options; connect, query, one, value,
 -- exec, properties, close; statements that are kept prepared; names that shadow pg_catalog's.
 
+local expect = require "tests.support.expect"
 local lock = require "lockkeeper"
 local t = require "tests.support"
 
-local function raised(fn, ...)
-  local ok, err = pcall(fn, ...)
-  assert.is_false(ok, "nothing was raised")
-  return err
-end
-
-local function usage(message, fn, ...)
-  local err = raised(fn, ...)
-  assert.equal("usage", err.kind, tostring(err))
-  assert.matches(message, err.message, 1, true)
-  return err
-end
+local raised, usage = expect.raised, expect.usage
 
 describe("a duration", function()
   local db

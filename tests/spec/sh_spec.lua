@@ -1,19 +1,10 @@
 -- lua-api.md, "Sessions" and "Jobs": lock.sh and lock.log.
 
+local expect = require "tests.support.expect"
 local lock = require "lockkeeper"
 local t = require "tests.support"
 
-local function raised(fn, ...)
-  local ok, err = pcall(fn, ...)
-  assert.is_false(ok, "nothing was raised")
-  return err
-end
-
-local function usage(message, fn, ...)
-  local err = raised(fn, ...)
-  assert.equal("usage", err.kind, tostring(err))
-  assert.matches(message, err.message, 1, true)
-end
+local raised, usage = expect.raised, expect.usage
 
 describe("lock.sh", function()
   it("runs a command and returns its code, stdout and stderr", function()

@@ -1,16 +1,10 @@
 -- lua-api.md, "timeout", and locks.md 2.
 
+local expect = require "tests.support.expect"
 local t = require "tests.support"
 local lock = require "lockkeeper"
 
--- Runs fn, which must raise an error of this kind, and returns that.
-local function raised(kind, fn, ...)
-  local ok, err = pcall(fn, ...)
-  assert.is_false(ok, "no error")
-  assert.equal("table", type(err), tostring(err))
-  assert.equal(kind, err.kind, tostring(err))
-  return err
-end
+local raised = expect.kind
 
 -- Leaves the scope of what lock.timeout returned.
 local function leave(timeout)

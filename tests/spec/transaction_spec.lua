@@ -1,20 +1,10 @@
 -- lua-api.md, "Sessions": begin, commit, rollback, transaction, savepoints.
 
+local expect = require "tests.support.expect"
 local lock = require "lockkeeper"
 local t = require "tests.support"
 
-local function raised(fn, ...)
-  local ok, err = pcall(fn, ...)
-  assert.is_false(ok, "nothing was raised")
-  return err
-end
-
-local function usage(message, fn, ...)
-  local err = raised(fn, ...)
-  assert.equal("usage", err.kind, tostring(err))
-  assert.matches(message, err.message, 1, true)
-  return err
-end
+local raised, usage = expect.raised, expect.usage
 
 local db
 

@@ -1,21 +1,11 @@
 -- lua-api.md, "Sessions": what PostgreSQL's values are in Lua and the other way round; format,
 -- ident, json, null, array.
 
+local expect = require "tests.support.expect"
 local lock = require "lockkeeper"
 local t = require "tests.support"
 
-local function raised(fn, ...)
-  local ok, err = pcall(fn, ...)
-  assert.is_false(ok, "nothing was raised")
-  return err
-end
-
-local function usage(message, fn, ...)
-  local err = raised(fn, ...)
-  assert.equal("usage", err.kind, tostring(err))
-  assert.matches(message, err.message, 1, true)
-  return err
-end
+local raised, usage = expect.raised, expect.usage
 
 describe("a value from the server", function()
   local db

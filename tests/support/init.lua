@@ -117,6 +117,21 @@ function t.wait_until(fn, seconds, what)
   end
 end
 
+--- A psql that takes an advisory lock, does no more until another session waits for one, and ends.
+---@param key integer  a bigint
+---@return Process
+function t.holder_until_awaited(key)
+  local child = t.spawn({ require("tests.support.target").bindir() .. "/psql", "-Xqd", t.conninfo(),
+    "-c", "select pg_advisory_lock(" .. key .. ")",
+    "-c", [[do $$ begin
+      while not exists (select from pg_locks where locktype = 'advisory' and not granted) loop
+        perform pg_sleep(0.005);
+      end loop;
+    end $$]] })
+  t.wait_until(function() return #t.holders_of(key) == 1 end, "the holder")
+  return child
+end
+
 --- Whether a backend waits for a lock of any kind.
 ---@param pid integer
 ---@return boolean
@@ -139,6 +154,13 @@ function t.holders(classid, objid, objsubid)
     pids[#pids + 1] = math.tointeger(pid)
   end
   return pids
+end
+
+--- The backends that hold a key, shared or not.
+---@param key integer|integer[]  a bigint, or two int4 keys
+---@return integer[]
+function t.holders_of(key)
+  return t.holders(require("lockkeeper").key_parts(key))
 end
 
 -- The arguments of a call, its options split off: words and, as the last one, a table.
