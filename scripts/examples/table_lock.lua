@@ -23,5 +23,6 @@ lock.db:transaction(function(tx)
   end
   tx:exec("update lockkeeper_example set total = total * $1 where id = 1", 1.1)
   lock.sleep(seconds)
-  print("the table was ours; its total is now " .. tx:value("select round(total, 2)::text from lockkeeper_example"))
+  local total = tx:value("select round(total, 2)::text from lockkeeper_example")
+  print("the table was ours; its total is now " .. total)
 end)

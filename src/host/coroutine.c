@@ -39,7 +39,7 @@ static void is_back(lua_State *L)
         set_hook(L);
 }
 
-/* The function that is replaced is the upvalue. It raises nothing where its argument is a thread. */
+/* The upvalue is the function that is replaced; given a thread, it raises nothing. */
 static int tracked_resume(lua_State *L)
 {
     lua_CFunction resume = lua_tocfunction(L, lua_upvalueindex(1));

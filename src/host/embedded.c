@@ -2,6 +2,7 @@
 
 #include "base/clock.h"
 #include "host/bindir.h"
+#include "host/place.h"
 
 #include <dirent.h>
 #include <errno.h>
@@ -10,14 +11,12 @@
 #include <inttypes.h>
 #include <limits.h>
 #include <locale.h>
-#include <pwd.h>
 #include <signal.h>
 #include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/file.h>
-#include <sys/fsuid.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/un.h>
@@ -32,11 +31,9 @@
  *   log               what the server says
  *   run/              the socket (elsewhere where its path would be too long)
  */
-enum { BASE_SIZE = 900, PIDFILE_SIZE = 4096, LOG_TAIL_SIZE = 1500, LOG_TAIL_LINES = 8 };
+enum { PIDFILE_SIZE = 4096, LOG_TAIL_SIZE = 1500, LOG_TAIL_LINES = 8 };
 
-static const char ROOT_BASE[] = "/var/lib/lockkeeper/pg";
 static const char SOCKET_NAME[] = ".s.PGSQL.5432";
-static const char DIR_VARIABLE[] = "LOCKKEEPER_EMBEDDED_DIR";
 
 static const int64_t START_WAIT_US = 60 * INT64_C(1000000);
 static const int64_t STOP_WAIT_US = 60 * INT64_C(1000000);
@@ -45,13 +42,6 @@ static const int64_t LOCK_NOTICE_US = INT64_C(1000000);
 /* How long the processes that a killed postmaster left behind may keep its shared memory. */
 static const int64_t ORPHANS_WAIT_US = 10 * INT64_C(1000000);
 
-typedef struct {
-    ServerUser user;
-    ErrorKind fault;      /* of an error that the choice of the folder is to blame for */
-    const char *variable; /* which chose the folder, NULL: none */
-    char base[BASE_SIZE]; /* absolute; canonical once place_look found it */
-} Place;
-
 typedef enum { POSTMASTER_DOWN, POSTMASTER_STARTING, POSTMASTER_READY, POSTMASTER_STOPPING } State;
 
 static void say(const char *format, ...) __attribute__((format(printf, 1, 2)));
@@ -59,7 +49,7 @@ static void say(const char *format, ...) __attribute__((format(printf, 1, 2)));
 /* One line on stderr, in one write. */
 static void say(const char *format, ...)
 {
-    char line[BASE_SIZE + 256];
+    char line[PLACE_BASE_SIZE + 256];
     va_list args;
 
     va_start(args, format);
@@ -75,302 +65,13 @@ static void sleep_ms(int ms)
     nanosleep(&t, NULL);
 }
 
-/*
- * Root touches the server's files with the server user's rights: what root makes is then that
- * user's, what that user can't reach fails for root too, and that user can't lead root astray with
- * a symbolic link. Linux keeps this identity per thread.
- */
-static bool user_enter(const ServerUser *user, Error *err)
-{
-    if (!user->switched)
-        return true;
-    setfsgid(user->gid);
-    setfsuid(user->uid);
-    if ((uid_t)setfsuid((uid_t)-1) == user->uid)
-        return true;
-    setfsgid(getegid());
-    return error_set(err, ERROR_CONNECTION, "cannot act as user %s", user->name);
-}
-
-static void user_leave(const ServerUser *user)
-{
-    if (!user->switched)
-        return;
-    setfsuid(geteuid());
-    setfsgid(getegid());
-}
-
-/* Which folder */
-
-static bool place_set(Place *place, const char *variable, const char *folder, const char *below,
-                      Error *err)
-{
-    char *cwd = NULL;
-    const char *slash = "";
-    int length;
-
-    place->variable = variable;
-    place->fault = variable == DIR_VARIABLE ? ERROR_USAGE : ERROR_CONNECTION;
-    if (folder[0] != '/') {
-        cwd = getcwd(NULL, 0);
-        if (cwd == NULL)
-            return error_set(err, place->fault,
-                             "%s is relative, and the current folder has no "
-                             "name: %s",
-                             variable, strerror(errno));
-        slash = "/";
-    }
-    length = snprintf(place->base, sizeof place->base, "%s%s%s%s", cwd == NULL ? "" : cwd, slash,
-                      folder, below);
-    free(cwd);
-    if (length < 0 || (size_t)length >= sizeof place->base)
-        return error_set(err, place->fault, "%s is longer than %d bytes", variable, BASE_SIZE - 1);
-    while (length > 1 && place->base[length - 1] == '/')
-        place->base[--length] = '\0';
-    /* postmaster.pid, by which a running server is known, has one name a line. */
-    for (const char *p = place->base; *p != '\0'; p++) {
-        if ((unsigned char)*p < ' ' || *p == 0x7f)
-            return error_set(err, place->fault, "%s holds a control character", variable);
-    }
-    return true;
-}
-
-static bool place_choose(Place *place, Error *err)
-{
-    const char *dir = getenv(DIR_VARIABLE);
-    const char *state = getenv("XDG_STATE_HOME");
-    const char *home = getenv("HOME");
-    char text[16384];
-    struct passwd entry;
-    struct passwd *found = NULL;
-
-    if (!server_user_find(&place->user, err))
-        return false;
-    if (dir != NULL && dir[0] != '\0')
-        return place_set(place, DIR_VARIABLE, dir, "", err);
-    if (state != NULL && state[0] == '/') /* the XDG specification: a relative one is ignored */
-        return place_set(place, "XDG_STATE_HOME", state, "/lockkeeper/pg", err);
-    if (place->user.switched)
-        return place_set(place, NULL, ROOT_BASE, "", err);
-    if (home == NULL || home[0] != '/') {
-        if (getpwuid_r(place->user.uid, &entry, text, sizeof text, &found) != 0 || found == NULL)
-            return error_set(err, ERROR_CONNECTION,
-                             "no folder for the embedded server: HOME is not set");
-        home = found->pw_dir;
-    }
-    return place_set(place, "HOME", home, "/.local/state/lockkeeper/pg", err);
-}
-
-/* "/a/b (from HOME)": for messages about the folder. */
-static const char *place_named(const Place *place, char text[static EMBEDDED_PATH_SIZE])
-{
-    if (place->variable == NULL)
-        text_copy(text, EMBEDDED_PATH_SIZE, place->base);
-    else
-        snprintf(text, EMBEDDED_PATH_SIZE, "%s (from %s)", place->base, place->variable);
-    return text;
-}
-
-/* "cannot use /a/b: Permission denied"; names the parent that is closed where that is why. */
-static bool place_blame(const Place *place, int error, Error *err)
-{
-    char named[EMBEDDED_PATH_SIZE];
-    char parent[BASE_SIZE + 4];
-    struct stat info;
-
-    place_named(place, named);
-    for (const char *p = strchr(place->base + 1, '/'); error == EACCES && p != NULL;
-         p = strchr(p + 1, '/')) {
-        int length = (int)(p - place->base);
-
-        snprintf(parent, sizeof parent, "%.*s/.", length, place->base);
-        if (stat(parent, &info) != 0 && errno == EACCES) {
-            error_set(err, place->fault, "cannot use %s: user %s cannot enter %.*s", named,
-                      place->user.name, length, parent);
-            if (place->user.switched)
-                error_hint(err,
-                           "Invoked by root, the embedded server runs as user %s; set %s to "
-                           "a folder that this user can reach.",
-                           place->user.name, DIR_VARIABLE);
-            return false;
-        }
-    }
-    error_set(err, place->fault, "cannot use %s: %s", named, strerror(error));
-    if (place->variable != DIR_VARIABLE)
-        error_hint(err, "%s names another folder.", DIR_VARIABLE);
-    return false;
-}
-
-/*
- * Find the folder and check whose it is. *exists: false where there is none (and no error).
- */
-static bool place_look(Place *place, bool *exists, Error *err)
-{
-    char named[EMBEDDED_PATH_SIZE];
-    char text[16384];
-    char owner[64];
-    struct passwd entry;
-    struct passwd *found = NULL;
-    struct stat info;
-    char *real = realpath(place->base, NULL);
-    size_t length;
-
-    *exists = false;
-    if (real == NULL)
-        return errno == ENOENT || place_blame(place, errno, err);
-    length = strlen(real);
-    if (length < sizeof place->base)
-        memcpy(place->base, real, length + 1);
-    free(real);
-    place_named(place, named);
-    if (length >= sizeof place->base)
-        return error_set(err, place->fault, "%s is, in full, longer than %d bytes", named,
-                         BASE_SIZE - 1);
-    if (stat(place->base, &info) != 0)
-        return place_blame(place, errno, err);
-    if (!S_ISDIR(info.st_mode))
-        return error_set(err, place->fault, "cannot use %s: it is not a folder", named);
-    if (info.st_uid != place->user.uid) {
-        if (getpwuid_r(info.st_uid, &entry, text, sizeof text, &found) == 0 && found != NULL)
-            text_copy(owner, sizeof owner, found->pw_name);
-        else
-            snprintf(owner, sizeof owner, "%lu", (unsigned long)info.st_uid);
-        error_set(err, place->fault, "cannot use %s: it belongs to user %s, not to %s", named,
-                  owner, place->user.name);
-        if (place->user.switched)
-            error_hint(err,
-                       "Invoked by root, the embedded server runs as user %s: give it the "
-                       "folder (chown), or name one that does not exist yet.",
-                       place->user.name);
-        return false;
-    }
-    *exists = true;
-    return true;
-}
-
-/* Make the parents of the folder. Returns 0 or an errno. */
-static int make_parents(const Place *place)
-{
-    char path[BASE_SIZE];
-
-    memcpy(path, place->base, sizeof path);
-    for (char *p = strchr(path + 1, '/'); p != NULL; p = strchr(p + 1, '/')) {
-        *p = '\0';
-        if (mkdir(path, 0755) != 0 && errno != EEXIST) {
-            int error = errno;
-            struct stat info;
-
-            /* Of one that is there (say, on a read-only file system) only that matters. */
-            if (stat(path, &info) != 0 || !S_ISDIR(info.st_mode))
-                return error;
-        }
-        *p = '/';
-    }
-    return 0;
-}
-
-/*
- * Make the last folder itself: under another name first, since root has to give it away before
- * others may find it. rename(2) replaces at most an empty folder, made by another who does the
- * same. Returns 0 or an errno.
- */
-static int make_base(const Place *place)
-{
-    char fresh[BASE_SIZE + 16];
-    int error = 0;
-    int fd;
-
-    snprintf(fresh, sizeof fresh, "%s.new-XXXXXX", place->base);
-    if (mkdtemp(fresh) == NULL)
-        return errno;
-    if (place->user.switched) {
-        fd = open(fresh, O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC);
-        if (fd < 0 || fchown(fd, place->user.uid, place->user.gid) != 0)
-            error = errno;
-        if (fd >= 0)
-            close(fd);
-    }
-    if (error == 0 && rename(fresh, place->base) != 0)
-        error = errno == EEXIST ? ENOTEMPTY : errno;
-    if (error != 0)
-        rmdir(fresh);
-    return error == ENOTEMPTY ? 0 : error;
-}
-
-/* Make the folder where there is none; called, and returns, inside user_enter. */
-static bool place_make(Place *place, Error *err)
-{
-    bool exists;
-    mode_t mask;
-    int error;
-
-    if (!place_look(place, &exists, err) || exists)
-        return exists;
-    user_leave(&place->user);
-    /* The server's user has to pass through what root makes; others' state is nobody's business. */
-    mask = umask(place->user.switched ? 022 : 077);
-    error = make_parents(place);
-    if (error == 0)
-        error = make_base(place);
-    umask(mask);
-    if (!user_enter(&place->user, err))
-        return false;
-    if (error != 0)
-        return place_blame(place, error, err);
-    if (!place_look(place, &exists, err))
-        return false;
-    return exists || place_blame(place, ENOENT, err);
-}
-
-static int open_in(const Place *place, const char *name, int flags)
-{
-    char path[EMBEDDED_PATH_SIZE];
-
-    snprintf(path, sizeof path, "%s/%s", place->base, name);
-    return open(path, flags | O_NOFOLLOW | O_CLOEXEC, 0600);
-}
-
-static bool has(const Place *place, const char *name)
-{
-    char path[EMBEDDED_PATH_SIZE];
-    struct stat info;
-
-    snprintf(path, sizeof path, "%s/%s", place->base, name);
-    return lstat(path, &info) == 0;
-}
-
-/* Refuse a folder that is in use for something else: we would close it to all others. */
-static bool place_check_ours(const Place *place, Error *err)
-{
-    char named[EMBEDDED_PATH_SIZE];
-    struct dirent *entry;
-    bool empty = true;
-    DIR *dir;
-
-    if (has(place, "lock") || has(place, "data/PG_VERSION"))
-        return true;
-    dir = opendir(place->base);
-    if (dir == NULL)
-        return place_blame(place, errno, err);
-    while ((entry = readdir(dir)) != NULL) {
-        if (strcmp(entry->d_name, ".") != 0 && strcmp(entry->d_name, "..") != 0)
-            empty = false;
-    }
-    closedir(dir);
-    /* Looked at again: another may have taken it into use in between. */
-    if (empty || has(place, "lock"))
-        return true;
-    error_set(err, place->fault, "cannot use %s: it holds other files", place_named(place, named));
-    return error_hint(err, "Name a folder that is empty or does not exist yet.");
-}
-
 /* Take the lock that keeps starting, stopping and making apart; it ends with *fd. */
 static bool place_lock(const Place *place, int *fd, Error *err)
 {
     int64_t begin = clock_monotonic_us();
     bool said = false;
 
-    *fd = open_in(place, "lock", O_RDWR | O_CREAT);
+    *fd = place_open(place, "lock", O_RDWR | O_CREAT);
     if (*fd < 0)
         return place_blame(place, errno, err);
     while (flock(*fd, LOCK_EX | LOCK_NB) != 0) {
@@ -437,7 +138,7 @@ static void make_url(Embedded *embedded)
 /* Read a small file of the data directory; false where there is none. */
 static bool read_data_file(const Place *place, const char *name, char *text, size_t size)
 {
-    int fd = open_in(place, name, O_RDONLY);
+    int fd = place_open(place, name, O_RDONLY);
     ssize_t n;
 
     if (fd < 0)
@@ -737,7 +438,7 @@ static bool find_binaries(const Place *place, const Embedded *embedded, Bindir *
         return error_hint(err,
                           "apt-get install postgresql-%d, set PG_BINDIR to the folder of its "
                           "binaries, or set %s to another folder.",
-                          embedded->version, DIR_VARIABLE);
+                          embedded->version, PLACE_VARIABLE);
     }
     error_set(err, ERROR_CONNECTION,
               "no PostgreSQL server is installed: there is no postgres and initdb in $PG_BINDIR, "
@@ -854,7 +555,7 @@ static bool launch(const Place *place, const Embedded *embedded, int log_fd, pid
 static void quote_log(const Place *place, off_t from, Error *err)
 {
     char text[LOG_TAIL_SIZE];
-    int fd = open_in(place, "log", O_RDONLY);
+    int fd = place_open(place, "log", O_RDONLY);
     off_t end;
     ssize_t n;
     char *start;
@@ -912,8 +613,8 @@ static bool prepare(const Place *place, Embedded *embedded, Start *start, Error 
             return false;
         embedded->version = bindir.version;
     }
-    start->crashed = has(place, "data/postmaster.pid");
-    start->log_fd = open_in(place, "log", O_WRONLY | O_APPEND | O_CREAT);
+    start->crashed = place_has(place, "data/postmaster.pid");
+    start->log_fd = place_open(place, "log", O_WRONLY | O_APPEND | O_CREAT);
     if (start->log_fd < 0)
         return error_set(err, ERROR_CONNECTION, "cannot open %s/log: %s", place->base,
                          strerror(errno));
@@ -976,7 +677,7 @@ static bool start_slowly(Place *place, Embedded *embedded, Error *err)
     if (!place_lock(place, &start.lock_fd, err))
         goto out;
     describe(place, embedded);
-    if (embedded->version == 0 && has(place, "data")) {
+    if (embedded->version == 0 && place_has(place, "data")) {
         error_set(err, ERROR_CONNECTION, "%s is not a data directory of PostgreSQL",
                   embedded->data);
         goto out;
@@ -1014,10 +715,10 @@ bool embedded_start(Embedded *embedded, Error *err)
     Place place;
     bool ok;
 
-    if (!place_choose(&place, err) || !user_enter(&place.user, err))
+    if (!place_choose(&place, err) || !server_user_enter(&place.user, err))
         return false;
     ok = join(&place, embedded) || start_slowly(&place, embedded, err);
-    user_leave(&place.user);
+    server_user_leave(&place.user);
     return ok;
 }
 
@@ -1029,7 +730,7 @@ bool embedded_status(Embedded *embedded, Error *err)
     bool elsewhere;
     bool ok;
 
-    if (!place_choose(&place, err) || !user_enter(&place.user, err))
+    if (!place_choose(&place, err) || !server_user_enter(&place.user, err))
         return false;
     ok = place_look(&place, &exists, err);
     if (ok) {
@@ -1039,7 +740,7 @@ bool embedded_status(Embedded *embedded, Error *err)
         else if (bindir_find(embedded->version, &place.user, &bindir))
             memcpy(embedded->bindir, bindir.path, sizeof bindir.path);
     }
-    user_leave(&place.user);
+    server_user_leave(&place.user);
     return ok;
 }
 
@@ -1078,16 +779,16 @@ bool embedded_stop(bool *was_running, Error *err)
     int lock_fd = -1;
 
     *was_running = false;
-    if (!place_choose(&place, err) || !user_enter(&place.user, err))
+    if (!place_choose(&place, err) || !server_user_enter(&place.user, err))
         return false;
     ok = place_look(&place, &exists, err);
     /* Without either there never was a server, and a folder of something else stays as it is. */
-    if (ok && exists && (has(&place, "lock") || has(&place, "data/PG_VERSION"))) {
+    if (ok && exists && (place_has(&place, "lock") || place_has(&place, "data/PG_VERSION"))) {
         describe(&place, &embedded);
         ok = place_lock(&place, &lock_fd, err) && stop(&place, &embedded, was_running, err);
     }
     if (lock_fd >= 0)
         close(lock_fd);
-    user_leave(&place.user);
+    server_user_leave(&place.user);
     return ok;
 }

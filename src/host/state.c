@@ -60,7 +60,7 @@ static void use_directory(lua_State *L, const char *directory)
     lua_pop(L, 2);
 }
 
-/* ---- what the Lua half asks of the host ------------------------------------------------------- */
+/* ---- what the Lua half asks of the host ------------------------------------------------------ */
 
 static void set_text(lua_State *L, const char *name, const char *text)
 {
@@ -193,8 +193,8 @@ static int host_check_conninfo(lua_State *L)
 }
 
 /*
- * untrusted(file, folder): why an open file that was found in that folder should not be run, or nil.
- * Others could have put it there, or what is in it.
+ * untrusted(file, folder): why an open file, found in that folder, should not be run: others could
+ * have put it there, or what is in it. Else nil.
  */
 static int host_untrusted(lua_State *L)
 {
@@ -265,7 +265,7 @@ static void preload(lua_State *L, const char *module, lua_CFunction open)
     lua_pop(L, 1);
 }
 
-/* os.exit([code]): as in stock Lua, but it always closes the state, so that no lock stays behind. */
+/* os.exit([code]): as in stock Lua, but it always closes the state, so that no lock stays. */
 static int close_and_exit(lua_State *L)
 {
     int code = lua_isboolean(L, 1) ? !lua_toboolean(L, 1) : (int)luaL_optinteger(L, 1, 0);

@@ -41,20 +41,15 @@ static void *errand_main(void *argument)
 }
 
 /* Signals are for the main thread: its handlers know what a signal means. */
-static int start_thread(Errand *errand)
+static int start_thread(pthread_t *thread, Errand *errand)
 {
-    pthread_attr_t attributes;
-    pthread_t thread;
     sigset_t all, before;
     int failure;
 
     sigfillset(&all);
-    pthread_attr_init(&attributes);
-    pthread_attr_setdetachstate(&attributes, PTHREAD_CREATE_DETACHED);
     pthread_sigmask(SIG_SETMASK, &all, &before);
-    failure = pthread_create(&thread, &attributes, errand_main, errand);
+    failure = pthread_create(thread, NULL, errand_main, errand);
     pthread_sigmask(SIG_SETMASK, &before, NULL);
-    pthread_attr_destroy(&attributes);
     return failure;
 }
 
@@ -63,6 +58,7 @@ WaitEnd errand_run(void (*work)(void *), void (*dispose)(void *), void *argument
 {
     Errand *errand = calloc(1, sizeof *errand);
     struct pollfd done = {.events = POLLIN};
+    pthread_t thread;
     int failure;
     WaitEnd end;
 
@@ -76,7 +72,7 @@ WaitEnd errand_run(void (*work)(void *), void (*dispose)(void *), void *argument
     errand->argument = argument;
     errand->done_fd = eventfd(0, EFD_CLOEXEC);
     atomic_init(&errand->users, 2);
-    failure = errand->done_fd < 0 ? errno : start_thread(errand);
+    failure = errand->done_fd < 0 ? errno : start_thread(&thread, errand);
     if (failure != 0) {
         atomic_store(&errand->users, 1);
         atomic_store(&errand->abandoned, true);
@@ -86,8 +82,12 @@ WaitEnd errand_run(void (*work)(void *), void (*dispose)(void *), void *argument
     }
     done.fd = errand->done_fd;
     end = wait_for(&done, 1, deadline_us, mode);
-    if (end != WAIT_READY)
+    if (end == WAIT_READY) {
+        pthread_join(thread, NULL); /* it has only its own end left to do */
+    } else {
+        pthread_detach(thread);
         atomic_store(&errand->abandoned, true);
+    }
     let_go(errand);
     return end;
 }

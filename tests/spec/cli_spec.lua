@@ -2,21 +2,11 @@
 
 local t = require "tests.support"
 
--- t.run, with a password file that is not there.
-local function run(...)
-  local words = { ... }
-  local opts = type(words[#words]) == "table" and table.remove(words) or {}
-  opts.env = opts.env or {}
-  opts.env.PGPASSFILE = "/nonexistent/pgpass"
-  words[#words + 1] = opts
-  return t.run(table.unpack(words))
-end
-
 local COMMANDS = { "run", "exec", "key", "who", "db" }
 
 -- Words that are wrong: exit code 2, nothing on stdout, the fault and the way to the help on stderr.
 local function assert_wrong(fault, ...)
-  local code, out, err = run(...)
+  local code, out, err = t.run(...)
   assert.equal(2, code, err)
   assert.equal("", out)
   assert.matches("^lockkeeper: ", err)
@@ -33,7 +23,7 @@ local NOWHERE = "host=/nonexistent dbname=postgres"
 describe("help", function()
   it("is given by -h, --help and help, on stdout, with exit code 0", function()
     for _, word in ipairs { "-h", "--help", "help" } do
-      local code, out, err = run(word)
+      local code, out, err = t.run(word)
       assert.equal(0, code)
       assert.equal("", err)
       assert.matches("^Usage: lockkeeper COMMAND", out)
@@ -46,7 +36,7 @@ describe("help", function()
   it("is given by every command, whatever else is missing, without a server", function()
     for _, command in ipairs(COMMANDS) do
       for _, words in ipairs { { command, "-h" }, { command, "--help" }, { "help", command } } do
-        local code, out, err = run(words[1], words[2], { env = { DATABASE_URL = NOWHERE } })
+        local code, out, err = t.run(words[1], words[2], { env = { DATABASE_URL = NOWHERE } })
         assert.equal(0, code, err)
         assert.equal("", err)
         assert.matches("^Usage: lockkeeper " .. command .. " ", out)
@@ -56,12 +46,12 @@ describe("help", function()
   end)
 
   it("names the common options and the command's own", function()
-    local _, out = run("run", "-h")
+    local _, out = t.run("run", "-h")
     for _, option in ipairs { "-d, --dsn CONNINFO", "--config FILE", "--embedded", "--log-level",
       "--log-format" } do
       assert.matches(option, out, 1, true)
     end
-    _, out = run("exec", "-h")
+    _, out = t.run("exec", "-h")
     for _, option in ipairs { "--lock ID", "--scheme SCHEME", "--shared", "-w, --timeout D", "-n ",
       "--busy-exit N", "--no-poll", "--model TABLE", "--mode MODE", "--lock-timeout D", "--max-run D" } do
       assert.matches(option, out, 1, true)
@@ -70,7 +60,7 @@ describe("help", function()
 
   it("fits 80 columns where it goes to no terminal", function()
     for _, command in ipairs(COMMANDS) do
-      local _, out = run(command, "-h")
+      local _, out = t.run(command, "-h")
       for line in out:gmatch("[^\n]+") do
         assert.is_true(utf8.len(line) <= 80, line)
       end
@@ -79,14 +69,14 @@ describe("help", function()
 
   it("goes to the command that is run when it stands behind FILE or CMD", function()
     local path = t.tempfile("print(...)", "script.lua")
-    assert.equal("-h\n", select(2, run("run", path, "-h")))
-    assert.equal("-h\n", select(2, run("exec", "--lock", "cli help", "echo", "-h")))
+    assert.equal("-h\n", select(2, t.run("run", path, "-h")))
+    assert.equal("-h\n", select(2, t.run("exec", "--lock", "cli help", "echo", "-h")))
   end)
 end)
 
 describe("--version", function()
   it("tells the version", function()
-    local code, out, err = run("--version")
+    local code, out, err = t.run("--version")
     assert.equal(0, code)
     assert.matches("^lockkeeper %d+%.%d+%.%d+\n$", out)
     assert.equal("", err)
@@ -95,7 +85,7 @@ end)
 
 describe("wrong words", function()
   it("without any: the usage, on stderr, exit code 2", function()
-    local code, out, err = run()
+    local code, out, err = t.run()
     assert.equal(2, code)
     assert.equal("", out)
     assert.matches("^Usage: lockkeeper COMMAND", err)
@@ -176,18 +166,18 @@ describe("wrong words", function()
       if command == "exec" then
         words = { command, "--dsn", words[3], "--lock", "hello", "true" }
       end
-      local code, out, err = run(table.unpack(words))
+      local code, out, err = t.run(table.unpack(words))
       assert.equal(2, code, err)
       assert.equal("", out)
       assert.matches("the conninfo is malformed", err)
       assert.not_matches("zzet", err)
     end
-    assert.equal(2, (run("key", "a", "--dsn", "nosuchparameter=1")))
+    assert.equal(2, (t.run("key", "a", "--dsn", "nosuchparameter=1")))
   end)
 
   it("an ID is larger than a key can be", function()
     assert_wrong("9223372036854775808 is larger than a bigint key can be", "key", "9223372036854775808")
-    local code, out, err = run("key", "2147483648,0")
+    local code, out, err = t.run("key", "2147483648,0")
     assert.equal(2, code)
     assert.equal("", out)
     assert.matches("2147483648", err)
@@ -198,29 +188,29 @@ describe("options", function()
   it("may be written with = or a space, short ones with their value in the same word", function()
     for _, words in ipairs { { "--timeout=0" }, { "--timeout", "0" }, { "-w0" }, { "-w", "0" }, { "-n" } } do
       table.move({ "--", "echo", "ran" }, 1, 3, #words + 1, words)
-      local code, out = run("exec", "--lock", "cli forms", table.unpack(words))
+      local code, out = t.run("exec", "--lock", "cli forms", table.unpack(words))
       assert.equal(0, code)
       assert.equal("ran\n", out)
     end
   end)
 
   it("end at --", function()
-    local code, out = run("key", "--scheme", "pglock", "--", "--scheme")
+    local code, out = t.run("key", "--scheme", "pglock", "--", "--scheme")
     assert.equal(0, code)
     assert.matches("pglock +%-?%d+", out)
   end)
 
   it("do not take a negative number for one of them", function()
-    local code, out = run("key", "-5")
+    local code, out = t.run("key", "-5")
     assert.equal(0, code)
     assert.matches("%-5 +4294967295 +4294967291 +1", out)
-    code, out = run("key", "-1,-2")
+    code, out = t.run("key", "-1,-2")
     assert.equal(0, code)
     assert.matches("%(%-1, %-2%) +4294967295 +4294967294 +2", out)
   end)
 
   it("of a kind given twice: the last one counts", function()
-    local code, out = run("key", "hello", "--scheme", "pglocks", "--scheme", "pglock")
+    local code, out = t.run("key", "hello", "--scheme", "pglocks", "--scheme", "pglock")
     assert.equal(0, code)
     assert.matches("1054880662928880172", out, 1, true)
   end)
@@ -233,15 +223,15 @@ describe("where it connects to", function()
 
   it("--dsn wins over $DATABASE_URL, that over libpq's own variables", function()
     local here = t.conninfo({ application_name = "by dsn" })
-    local code, out, err = run("run", "--dsn", here, path, { env = { DATABASE_URL = NOWHERE } })
+    local code, out, err = t.run("run", "--dsn", here, path, { env = { DATABASE_URL = NOWHERE } })
     assert.equal("by dsn\n", out, err)
     assert.equal(0, code)
-    code, out = run("run", "-d", here, path)
+    code, out = t.run("run", "-d", here, path)
     assert.equal("by dsn\n", out)
     assert.equal(0, code)
 
     local function with(env)
-      return select(2, run("run", path, { env = env }))
+      return select(2, t.run("run", path, { env = env }))
     end
     assert.equal("by url\n", with { DATABASE_URL = t.conninfo({ application_name = "by url" }),
       PGHOST = "/nonexistent" })
@@ -252,11 +242,11 @@ describe("where it connects to", function()
   it("takes a libpq service", function()
     local services = t.tempfile("[here]\nhost=" .. t.server.host .. "\nport=" .. t.server.port
       .. "\nuser=postgres\ndbname=postgres\napplication_name=by service\n", "services")
-    local code, out, err = run("run", "--dsn", "service=here", path, { env = { PGSERVICEFILE = services } })
+    local code, out, err = t.run("run", "--dsn", "service=here", path, { env = { PGSERVICEFILE = services } })
     assert.equal("by service\n", out, err)
     assert.equal(0, code)
     local env = { PGSERVICEFILE = services, PGSERVICE = "here", DATABASE_URL = false }
-    assert.equal("by service\n", (select(2, run("run", path, { env = env }))))
+    assert.equal("by service\n", (select(2, t.run("run", path, { env = env }))))
   end)
 
   it("no connection: exit code 69, and --embedded is mentioned when nothing was named", function()
@@ -264,17 +254,17 @@ describe("where it connects to", function()
     for _, words in ipairs { { "who", "hello" }, { "run", path }, { "exec", "--lock", "a", "--", "true" },
       { "key", "hello", "--scheme", "hashtext" } } do
       words[#words + 1] = { env = nothing }
-      local code, out, err = run(table.unpack(words))
+      local code, out, err = t.run(table.unpack(words))
       assert.equal(69, code, err)
       assert.equal("", out)
       assert.matches("--embedded starts a private one", err, 1, true)
     end
     for _, env in ipairs { { DATABASE_URL = NOWHERE }, { DATABASE_URL = false, PGHOST = "/nonexistent" } } do
-      local code, _, err = run("who", "hello", { env = env })
+      local code, _, err = t.run("who", "hello", { env = env })
       assert.equal(69, code)
       assert.not_matches("--embedded", err, 1, true)
     end
-    local code, _, err = run("who", "hello", "--dsn", NOWHERE, { env = nothing })
+    local code, _, err = t.run("who", "hello", "--dsn", NOWHERE, { env = nothing })
     assert.equal(69, code)
     assert.not_matches("--embedded", err, 1, true)
   end)
@@ -284,7 +274,7 @@ describe("where it connects to", function()
     finally(function() server:stop() end)
     local function who(opts)
       opts.host = opts.host or "127.0.0.1"
-      local code, out, err = run("who", "hello", "--dsn", server:conninfo(opts))
+      local code, out, err = t.run("who", "hello", "--dsn", server:conninfo(opts))
       assert.equal(69, code, err)
       assert.equal("", out)
       assert.not_matches("s3cr3t", err)
@@ -300,18 +290,18 @@ describe("output", function()
   it("results go to stdout, all else to stderr", function()
     local held <close> = t.connect()
     held:query("select pg_advisory_lock(42)")
-    local code, out, err = run("who", "42")
+    local code, out, err = t.run("who", "42")
     assert.equal(0, code)
     assert.matches(tostring(held.pid), out, 1, true)
     assert.equal("", err)
-    code, out, err = run("exec", "--lock", "42", "-n", "--", "echo", "ran")
+    code, out, err = t.run("exec", "--lock", "42", "-n", "--", "echo", "ran")
     assert.equal(75, code)
     assert.equal("", out)
     assert.matches("^lockkeeper: ", err)
   end)
 
   it("has no colour: neither where there is no terminal nor with NO_COLOR on one", function()
-    local _, out = run("key", "hello")
+    local _, out = t.run("key", "hello")
     assert.not_matches("\27", out)
     local child = t.spawn({ "script", "-qec", "'" .. t.binary() .. "' key hello", "/dev/null",
       env = { NO_COLOR = "1", DATABASE_URL = false } })
@@ -323,14 +313,14 @@ describe("output", function()
   it("is not cut where it goes to no terminal", function()
     local held <close> = t.connect({ application_name = ("a"):rep(60) })
     held:query("select pg_advisory_lock(42)")
-    local _, out = run("who", "42", { env = { COLUMNS = "20" } })
+    local _, out = t.run("who", "42", { env = { COLUMNS = "20" } })
     assert.matches(("a"):rep(60), out, 1, true)
   end)
 
   it("that nobody reads ends it without a word; one that can't be written is an error", function()
     local child = t.spawn({ "sh", "-c", '"$0" key hello | true; "$0" run - <<E | head -n 1\n'
       .. "for i = 1, 1e6 do print(i) end\nE", t.binary(),
-      env = { DATABASE_URL = t.conninfo(), PGPASSFILE = "/nonexistent" } })
+      env = { DATABASE_URL = t.conninfo() } })
     assert.equal(0, child:wait())
     assert.equal("1\n", child:stdout())
     assert.equal("", child:stderr())

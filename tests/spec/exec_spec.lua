@@ -91,14 +91,16 @@ describe("exec", function()
   end)
 
   it("passes the command's exit code and output on, and its arguments as they are", function()
-    local code, out, err = t.run("exec", "--lock", "42", "--", "sh", "-c", "echo out; echo err >&2; exit 7")
+    local code, out, err = t.run("exec", "--lock", "42", "--", "sh", "-c",
+      "echo out; echo err >&2; exit 7")
     assert.equal(7, code)
     assert.equal("out\n", out)
     assert.matches("err\n$", err)
     for _, n in ipairs { 0, 1, 2, 69, 75, 124, 125, 126, 255 } do
       assert.equal(n, (t.run("exec", "--lock", "42", "sh", "-c", "exit " .. n)))
     end
-    code, out = t.run("exec", "--lock", "42", "--", "printf", "%s|", "", " ", "$HOME", "--", "-n", "a\nb", "*")
+    code, out = t.run("exec", "--lock", "42", "--", "printf", "%s|", "", " ", "$HOME", "--", "-n",
+      "a\nb", "*")
     assert.equal(0, code)
     assert.equal("| |$HOME|--|-n|a\nb|*|", out)
   end)
@@ -277,8 +279,8 @@ describe("exec where the lock is busy", function()
       waiters[i]:query("select pg_advisory_lock(42)")
     end
     t.wait_until(function() return child:stderr():find("warning", 1, true) end, "the warning")
-    assert.matches("lock 42 went to others 3 times while this command tried; %-%-no%-poll waits in the server's "
-      .. "queue. It is held by pid %d+ %(postgres, waiter %d%)", child:stderr())
+    assert.matches("lock 42 went to others 3 times while this command tried; %-%-no%-poll waits in the "
+      .. "server's queue. It is held by pid %d+ %(postgres, waiter %d%)", child:stderr())
     for i = 2, 5 do
       waiters[i]:close()
     end
@@ -326,7 +328,8 @@ describe("exec --model", function()
 
   it("locks a table, ACCESS EXCLUSIVE unless --mode says otherwise, alone or with --lock", function()
     for _, case in ipairs { { "AccessExclusiveLock" },
-      { "ShareRowExclusiveLock", "--mode", "share row exclusive" }, { "AccessExclusiveLock", "--lock", "42" } } do
+      { "ShareRowExclusiveLock", "--mode", "share row exclusive" },
+      { "AccessExclusiveLock", "--lock", "42" } } do
       local argv = { "exec", "--model", '"exec spec"', table.unpack(case, 2) }
       table.move({ "--", "sleep", "60" }, 1, 3, #argv + 1, argv)
       local child = t.lockkeeper(table.unpack(argv))
@@ -357,7 +360,8 @@ describe("exec --model", function()
       assert.equal("0", t.observe([[select count(*) from pg_locks where not granted
         and relation = '"exec spec"'::regclass]]))
       assert.equal("0", t.observe([[select count(*) from pg_stat_activity
-        where application_name like 'lockkeeper: "exec%' and state like 'idle in%']]))
+        where application_name like 'lockkeeper: "exec%' and state like 'idle in%'
+          and state_change < clock_timestamp() - interval '100 ms']]))
     end
     local queued = t.lockkeeper("exec", "--model", '"exec spec"', "--no-poll", "--", "echo", "ran")
     t.wait_until(function()
@@ -555,6 +559,26 @@ describe("exec when the lock is lost (runner.md 17)", function()
   end)
 end)
 
+describe("exec when nothing is heard of the server any more (runner.md 19)", function()
+  it("stops the command within 20 s, while the server still holds the lock", function()
+    local command = a_sleep()
+    local child = start(command)
+    local pid = wait_held(KEY, child)
+    t.wait_until(function() return #running(command) == 1 end, "the command")
+    local begun = t.now()
+    -- A backend that is stopped keeps its socket open and says nothing: as a cut network, or a proxy
+    -- that swallows, looks from here.
+    os.execute("kill -STOP " .. pid)
+    finally(function() os.execute("kill -CONT " .. pid) end)
+    assert.equal(125, child:wait(25))
+    assert.is_true(t.now() - begun < 20)
+    assert.equal(0, #running(command))
+    assert.same({ pid }, holders(KEY))
+    os.execute("kill -CONT " .. pid)
+    t.wait_until(function() return #holders(KEY) == 0 end, "the backend's end")
+  end)
+end)
+
 describe("exec --max-run", function()
   it("stops the command after that long: exit code 124", function()
     local command = a_sleep()
@@ -604,7 +628,8 @@ describe("exec and the terminal", function()
     assert.equal(0, code)
     assert.equal("in\nput", out)
     local child, keyboard = terminal([[
-      exec "$LK" exec --lock 42 -- sh -c '[ -t 0 ] && [ -t 1 ] && [ -t 2 ] && echo tty; read x; echo "read $x"']])
+      exec "$LK" exec --lock 42 -- sh -c '[ -t 0 ] && [ -t 1 ] && [ -t 2 ] && echo tty
+      read x; echo "read $x"']])
     shows(child, "tty")
     keyboard:write("typed\n"):flush()
     assert.equal(0, child:wait(5))
@@ -619,7 +644,8 @@ describe("exec and the terminal", function()
     keyboard:write("\3"):flush()
     assert.equal(130, child:wait(5))
     keyboard:close()
-    child, keyboard = terminal([[exec "$LK" exec --lock 42 -- sh -c 'n=0; trap "n=\$((n + 1)); echo got \$n" INT
+    child, keyboard = terminal([[
+      exec "$LK" exec --lock 42 -- sh -c 'n=0; trap "n=\$((n + 1)); echo got \$n" INT
       echo ready; while [ $n = 0 ]; do sleep 0.05; done; sleep 0.2; echo total $n; exit 9']])
     shows(child, "ready")
     keyboard:write("\3"):flush()
@@ -654,7 +680,9 @@ describe("exec leaves nothing behind", function()
     t.sleep(0.1)
     local pipe <close> = io.popen("ps -e -o stat=,ppid=,args=")
     for line in pipe:lines() do
-      assert.not_matches("^Z.*sleep", line)
+      local state, parent = line:match("^%s*(%a)%S*%s+(%d+)")
+      -- Those of init, in a container, are its own affair.
+      assert.is_true(state ~= "Z" or parent == "1" or not line:find("sleep", 1, true), line)
     end
     child:signal("TERM")
     assert.equal(143, child:wait())

@@ -11,10 +11,7 @@ end
 
 --- Run the text of a script to its end.
 local function run(text, opts)
-  opts = opts or {}
-  opts.env = opts.env or {}
-  opts.env.PGPASSFILE = "/nonexistent/pgpass"
-  return t.run("run", script(text), opts)
+  return t.run("run", script(text), opts or {})
 end
 
 -- What is shown of an error names the script's lines and none of ours.
@@ -567,7 +564,8 @@ describe("a signal", function()
     { "a command", "print 'ready' lock.sh { 'sleep', '61.5' }", is_asleep },
     { "rows", [[print 'ready'
         for _ in lock.db:rows('select pg_sleep(0.2) from generate_series(1, 1000)') do end]], is_active },
-    { "COPY to us", "print 'ready' lock.db:copy_out('copy (select pg_sleep(60)) to stdout', print)", is_active },
+    { "COPY to us", "print 'ready' lock.db:copy_out('copy (select pg_sleep(60)) to stdout', print)",
+      is_active },
     { "COPY from us", "print 'ready' lock.db:copy_in('copy run_spec_waits from stdin', '1\\n')",
       is_blocked },
     { "a busy loop", "print 'ready' while true do end" },
@@ -617,7 +615,8 @@ describe("a signal", function()
       $| = 1; print "\n"; sleep 60]], dir .. "/.s.PGSQL.5432" })
     t.wait_until(function() return listener:stdout() ~= "" end, "the listener")
     for name in pairs(CODES) do
-      local child = start("print 'ready' lock.db:ping()", { env = { DATABASE_URL = "host=" .. dir } })
+      local child = start("print 'ready' lock.db:query('select 1')",
+        { env = { DATABASE_URL = "host=" .. dir } })
       t.wait_until(function() return is_asleep(child) end, "the wait")
       assert_ends(child, name)
     end
@@ -653,6 +652,31 @@ describe("a signal", function()
     assert.equal("ready\nclosed 2\tcancelled\nclosed 1\tcancelled\n", child:stdout())
   end)
 
+  it("is raised as an error of kind cancelled, once, and again at every further wait", function()
+    local child = start([[
+      print 'ready'
+      print(select(2, pcall(lock.sleep, 60)).kind)
+      print(pcall(function() local i = 0 while i < 1e5 do i = i + 1 end end))
+      print(select(2, pcall(lock.sleep, 60)).kind)
+      print(select(2, pcall(lock.db.query, lock.db, 'select 1')).kind)]])
+    t.wait_until(function() return is_asleep(child) end, "the wait")
+    child:signal("TERM")
+    assert.equal(143, child:wait(5))
+    assert.equal("ready\ncancelled\ntrue\ncancelled\ncancelled\n", child:stdout())
+  end)
+
+  it("runs what is to be closed in a coroutine, too", function()
+    local child = start([[
+      coroutine.wrap(function()
+        local a <close> = setmetatable({}, { __close = function() print("closed") end })
+        print 'ready'
+        lock.sleep(60)
+      end)()]])
+    t.wait_until(function() return is_asleep(child) end, "the wait")
+    assert_ends(child, "INT")
+    assert.equal("ready\nclosed\n", child:stdout())
+  end)
+
   it("gives its code even where the script swallowed the error and came to its end", function()
     local child = start("print 'ready' pcall(lock.sleep, 60)")
     t.wait_until(function() return is_asleep(child) end, "the wait")
@@ -660,16 +684,16 @@ describe("a signal", function()
   end)
 
   it("a second one ends a script that swallows the first", function()
-    local child = start([[
-      lock.advisory(42)
-      print 'ready'
-      while true do pcall(function() while true do end end) end]])
-    child:signal("INT")
-    t.sleep(0.1)
-    assert.is_true(child:is_running())
-    assert.equal(1, #t.holders(0, 42, 1))
-    assert_ends(child, "INT", true)
-    assert.equal(0, #t.holders(0, 42, 1))
+    for _, text in ipairs { "while true do pcall(function() while true do end end) end",
+      "while true do pcall(lock.sleep, 60) end" } do
+      local child = start("lock.advisory(42) print 'ready' " .. text)
+      child:signal("INT")
+      t.sleep(0.1)
+      assert.is_true(child:is_running())
+      assert.equal(1, #t.holders(0, 42, 1))
+      assert_ends(child, "INT", true)
+      t.wait_until(function() return #t.holders(0, 42, 1) == 0 end, "the release")
+    end
   end)
 
   it("SIGHUP stays ignored under nohup", function()

@@ -3,7 +3,7 @@ local core = require "lockkeeper.core"
 local failure = require "lockkeeper.cli.failure"
 local host = require "lockkeeper.host"
 local options = require "lockkeeper.cli.options"
-local place = require "lockkeeper.cli.place"
+local target = require "lockkeeper.cli.target"
 
 local db = {}
 
@@ -62,7 +62,7 @@ end
 
 function actions.psql(rest)
   local server = host.embedded_start()
-  place.forget_misleading()
+  target.forget_misleading()
   local argv = { "psql", server.url }
   table.move(rest, 1, #rest, 3, argv)
   local reason, is_missing = host.replace(argv)

@@ -5,7 +5,7 @@ local host = require "lockkeeper.host"
 local ids = require "lockkeeper.cli.ids"
 local lock = require "lockkeeper"
 local patience = require "lockkeeper.cli.patience"
-local place = require "lockkeeper.cli.place"
+local target = require "lockkeeper.cli.target"
 
 local exec = {}
 
@@ -154,7 +154,7 @@ end
 function exec.main(values, argv)
   check(values)
   local id = values.lock and ids.parse(values.lock, values.scheme)
-  place.name_sessions(values.lock or values.model)
+  target.name_sessions(values.lock or values.model)
   local wait = patience.new(values.timeout or nil, not values.no_poll)
   local held = id and wait(advisory(id, values))
   if id and not held then

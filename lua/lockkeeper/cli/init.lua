@@ -4,7 +4,7 @@ local core = require "lockkeeper.core"
 local failure = require "lockkeeper.cli.failure"
 local host = require "lockkeeper.host"
 local options = require "lockkeeper.cli.options"
-local place = require "lockkeeper.cli.place"
+local target = require "lockkeeper.cli.target"
 require "lockkeeper" -- which tells what is left out of tracebacks, where a script does not
 
 local COMMANDS = { "run", "exec", "key", "who", "db" }
@@ -25,7 +25,8 @@ Runs Lua scripts and commands under PostgreSQL's locks.
 
 local COMMON = {
   { "--config", value = "FILE", key = "config",
-    help = "Lua that run runs first; else ./lockkeeper.lua, else $XDG_CONFIG_HOME/lockkeeper/config.lua" },
+    help = "configuration, in Lua, for run; else ./lockkeeper.lua, else "
+      .. "$XDG_CONFIG_HOME/lockkeeper/config.lua" },
   { "--log-level", value = "LEVEL", key = "log_level", kind = "choice",
     choices = { "debug", "info", "warning", "error" }, help = "debug, info (default), warning or error" },
   { "--log-format", value = "FORMAT", key = "log_format", kind = "choice",
@@ -37,7 +38,7 @@ local COMMON = {
 local function parse(command, words)
   local spec = command.spec
   if not spec.is_local then
-    table.move(place.OPTIONS, 1, #place.OPTIONS, #spec.options + 1, spec.options)
+    table.move(target.OPTIONS, 1, #target.OPTIONS, #spec.options + 1, spec.options)
   end
   table.move(COMMON, 1, #COMMON, #spec.options + 1, spec.options)
   -- A plea for help needs no operands.
@@ -57,7 +58,7 @@ local function run_command(name, words)
     return 0
   end
   core.log_configure(values.log_level, values.log_format)
-  place.settle(values) -- may start a server, which is not to be interrupted
+  target.settle(values) -- may start a server, which is not to be interrupted
   host.catch_signals()
   config.run(values.config, command.spec.runs_script)
   local ok, result = xpcall(command.main, failure.caught, values, operands)
@@ -65,7 +66,7 @@ local function run_command(name, words)
     if failure.is_words(result) then
       error(result, 0)
     end
-    place.hint_at_embedded(result, values)
+    target.hint_at_embedded(result, values)
     failure.show(result)
     result = failure.exit_code(result, command.spec.runs_script and 1 or 2)
   end

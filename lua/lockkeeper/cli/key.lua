@@ -4,7 +4,7 @@ local host = require "lockkeeper.host"
 local ids = require "lockkeeper.cli.ids"
 local keys = require "lockkeeper.cli.keys"
 local lock = require "lockkeeper"
-local place = require "lockkeeper.cli.place"
+local target = require "lockkeeper.cli.target"
 local text_table = require "lockkeeper.report.table"
 
 local key = {}
@@ -33,7 +33,7 @@ local COLUMNS = {
 local function connect(values)
   if values.dsn or values.embedded or values.scheme == "hashtext" then
     return keys.place()
-  elseif place.is_named() then
+  elseif target.is_named() then
     local ok, text, database = pcall(keys.place)
     if ok then
       return text, database

@@ -34,8 +34,10 @@ function keys.place()
   local row = lock.db:one([[
 SELECT pg_catalog.current_database() AS database, pg_catalog.current_setting('server_version') AS version,
        pg_catalog.host(pg_catalog.inet_server_addr()) AS host, pg_catalog.inet_server_port() AS port,
-       pg_catalog.current_setting('unix_socket_directories') AS socket]])
-  local at = row.host and ("%s:%d"):format(row.host, row.port) or row.socket:gsub('"', "")
+       (SELECT s.setting FROM pg_catalog.pg_settings s
+         WHERE s.name OPERATOR(pg_catalog.=) 'unix_socket_directories') AS socket]])
+  local at = row.host and ("%s:%d"):format(row.host, row.port)
+    or row.socket and row.socket:gsub('"', "") or "a Unix socket" -- hidden without pg_read_all_settings
   local version = row.version:match("^%S+")
   return ("database %s on %s (PostgreSQL %s)"):format(row.database, at, version), row.database
 end

@@ -1,7 +1,7 @@
 --- lockkeeper run: a Lua script.
 local failure = require "lockkeeper.cli.failure"
 local options = require "lockkeeper.cli.options"
-local place = require "lockkeeper.cli.place"
+local target = require "lockkeeper.cli.target"
 local script = require "lockkeeper.cli.script"
 
 local run = {}
@@ -38,7 +38,7 @@ function run.main(_, operands)
   local path = operands[1]
   local chunk = load_script(path)
   arg = table.move(operands, 1, #operands, 0, {}) -- luacheck: ignore
-  place.name_sessions(path:match("[^/]+$") or path)
+  target.name_sessions(path:match("[^/]+$") or path)
   chunk(table.unpack(operands, 2))
   return 0
 end

@@ -1,6 +1,9 @@
 --- Rows as text: aligned columns that fit a terminal.
 local text_table = {}
 
+-- The least room that a cut cell makes sense in.
+local LEAST = 4
+
 -- Characters, not bytes; what is not UTF-8 is counted in bytes.
 local function width_of(text)
   return utf8.len(text) or #text
@@ -54,8 +57,8 @@ function text_table.format(columns, rows, width)
     for i, column in ipairs(columns) do
       local last = i == #columns
       local cell = tostring(cells[i]):gsub("%c", " ")
-      if last and width then
-        cell = cut(cell, math.max(width - taken, 8))
+      if last and width and width - taken >= LEAST then
+        cell = cut(cell, width - taken)
       end
       parts[i] = last and not column.right and cell or pad(cell, widths[i], column.right)
       taken = taken + widths[i] + 2

@@ -3,9 +3,9 @@ local core = require "lockkeeper.core"
 local failure = require "lockkeeper.cli.failure"
 local host = require "lockkeeper.host"
 
-local place = {}
+local target = {}
 
-place.OPTIONS = {
+target.OPTIONS = {
   { "-d", "--dsn", value = "CONNINFO", key = "dsn",
     help = "where to connect to; else $DATABASE_URL, else libpq's PG* variables and service file" },
   { "--embedded", key = "embedded", help = "start, or join, a private PostgreSQL of your own" },
@@ -19,7 +19,7 @@ local MISLEADING = {
 }
 
 --- Take them out of our environment. Returns what they were, for a command that we run.
-function place.forget_misleading()
+function target.forget_misleading()
   local before = {}
   for _, name in ipairs(MISLEADING) do
     before[name] = os.getenv(name)
@@ -29,13 +29,13 @@ function place.forget_misleading()
 end
 
 --- Do what the options say.
-function place.settle(values)
+function target.settle(values)
   if values.embedded then
     if values.dsn then
       failure.words("--embedded and --dsn exclude each other")
     end
     core.set_default(host.embedded_start().url)
-    values.forgotten = place.forget_misleading()
+    values.forgotten = target.forget_misleading()
   elseif values.dsn then
     host.check_conninfo(values.dsn)
     core.set_default(values.dsn)
@@ -46,12 +46,12 @@ end
 local NAME_MAX = 63
 
 --- Give the sessions an application_name; $PGAPPNAME and a conninfo's own are stronger.
-function place.name_sessions(what)
+function target.name_sessions(what)
   core.set_application(("lockkeeper: " .. what):sub(1, NAME_MAX))
 end
 
 --- Did the environment name a server?
-function place.is_named()
+function target.is_named()
   for _, name in ipairs { "DATABASE_URL", "PGHOST", "PGHOSTADDR", "PGSERVICE" } do
     if (os.getenv(name) or "") ~= "" then
       return true
@@ -61,11 +61,11 @@ function place.is_named()
 end
 
 --- A connection that nobody pointed anywhere: a newcomer may have no server yet.
-function place.hint_at_embedded(err, values)
+function target.hint_at_embedded(err, values)
   if failure.is_ours(err) and err.kind == "connection" and not err.hint and not values.dsn
-    and not values.embedded and not place.is_named() then
+    and not values.embedded and not target.is_named() then
     err.hint = "No server was named. --dsn names one; --embedded starts a private one to try things out."
   end
 end
 
-return place
+return target
