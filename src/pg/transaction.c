@@ -10,6 +10,7 @@
 enum {
     BLOCKS_MAX = sizeof((Session *)0)->transactions / sizeof((Session *)0)->transactions[0],
     DEFERRED_VALUES = 2,
+    ROLLBACK_TRIES = 1000,
 };
 
 /* ---- blocks ---------------------------------------------------------------------------------- */
@@ -62,22 +63,36 @@ static bool already_over(Error *err)
     return error_usage(err, "the transaction is already over");
 }
 
-bool session_rollback(Session *session, uint64_t serial, Error *err)
+/* One try: ROLLBACK, or ROLLBACK TO and RELEASE. */
+static bool roll_back(Session *session, uint64_t serial, bool savepoint, Error *err)
 {
-    int depth = block_depth(session, serial);
     char rollback[64];
     char release[64];
 
-    if (depth < 0)
-        return already_over(err);
-    session_abandon(session);
-    session->depth = depth; /* whatever comes: nobody can do more to this block */
-    if (!session->savepoints[depth])
+    if (!savepoint)
         return session_run(session, "ROLLBACK", WAIT_CLEANUP, err);
     block_sql(rollback, sizeof rollback, "ROLLBACK TO", serial);
     block_sql(release, sizeof release, "RELEASE", serial);
     return session_run(session, rollback, WAIT_CLEANUP, err) &&
            session_run(session, release, WAIT_CLEANUP, err);
+}
+
+bool session_rollback(Session *session, uint64_t serial, Error *err)
+{
+    int depth = block_depth(session, serial);
+
+    if (depth < 0)
+        return already_over(err);
+    session_abandon(session);
+    session->depth = depth; /* whatever comes: nobody can do more to this block */
+    for (int tries = 1; tries <= ROLLBACK_TRIES; tries++) {
+        if (roll_back(session, serial, session->savepoints[depth], err))
+            return true;
+        /* Another session's pg_cancel_backend may hit even this, and would leave it undone. */
+        if (session->lost || strcmp(err->sqlstate, "57014") != 0)
+            return false;
+    }
+    return false;
 }
 
 bool session_commit(Session *session, uint64_t serial, Error *err)
