@@ -35,11 +35,6 @@ bool key_scheme_parse(const char *name, KeyScheme *scheme, Error *err)
                            "hashtext.");
 }
 
-const char *key_scheme_name(KeyScheme scheme)
-{
-    return SCHEME_NAMES[scheme];
-}
-
 static uint64_t from_bytes(const unsigned char *bytes, bool little_endian)
 {
     uint64_t number = 0;

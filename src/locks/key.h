@@ -36,7 +36,6 @@ enum { KEY_TEXT_SIZE = 32 };
 
 /* "pglock" and so on; an unknown one is a usage error that names the nearest. */
 bool key_scheme_parse(const char *name, KeyScheme *scheme, Error *err);
-const char *key_scheme_name(KeyScheme scheme);
 
 /*
  * The key of a name. `prefix` is with_advisory_lock's. `session` is asked for SCHEME_HASHTEXT only
