@@ -612,7 +612,7 @@ describe("exec and the terminal", function()
     local fifo = t.tempdir() .. "/keyboard"
     assert(os.execute("mkfifo " .. fifo))
     local file = t.tempfile(command, "command.sh")
-    local child = t.spawn({ "sh", "-c", ('exec script -qefc "%s %s" /dev/null <"$0"'):format(
+    local child = t.spawn({ "sh", "-c", ('exec script -qefc "exec %s %s" /dev/null <"$0"'):format(
       opts and opts.shell or "sh", file), fifo, env = { DATABASE_URL = t.conninfo(), LK = t.binary() } })
     local keyboard = assert(io.open(fifo, "w"))
     return child, keyboard
