@@ -5,9 +5,11 @@
 -- Durations are seconds or texts such as "250ms"; false means without limit. Errors raised are
 -- tables with `kind`, `busy`, `message`, `sqlstate`, `detail`, `hint`, `statement`, `where` and
 -- `traceback`.
+local call = require "lockkeeper.call"
 local core = require "lockkeeper.core"
 
 local type = type
+local check_function, option, shift = call.check_function, call.option, call.shift
 
 core.set_home((debug.getinfo(1, "S").source:gsub("init%.lua$", "")))
 
@@ -69,29 +71,6 @@ for constant, mode in pairs(core.modes) do
 end
 
 local session_methods = core.session_methods
-
--- Shifts (options, fn) where the options were left out: fn may stand in their place.
-local function shift(options, fn, ...)
-  if type(options) == "function" then
-    if fn == nil and select("#", ...) == 0 then
-      return nil, options -- not a nil more than what the caller gave
-    end
-    return nil, options, fn, ...
-  end
-  return options, fn, ...
-end
-
-local function check_function(name, fn)
-  if type(fn) ~= "function" then
-    core.usage(("%s: the last argument must be a function, not a %s"):format(name, type(fn)))
-  end
-end
-
-local function option(options, name)
-  if type(options) == "table" then
-    return options[name]
-  end
-end
 
 ---------------------------------------------------------------------------------------------------
 -- advisory
