@@ -34,4 +34,41 @@ function call.option(options, name)
   end
 end
 
+--- A usage error where the options are no table, or have a name that is not among `known`.
+---@param name string
+---@param options any
+---@param known string[]
+function call.check_options(name, options, known)
+  if options == nil then
+    return
+  elseif type(options) ~= "table" then
+    core.usage(("%s: the options must be a table, not a %s"):format(name, type(options)))
+  end
+  for key in pairs(options) do
+    local is_known = false
+    for _, known_name in ipairs(known) do
+      is_known = is_known or key == known_name
+    end
+    if not is_known then
+      local nearest = type(key) == "string" and core.nearest(key, known)
+      core.usage(("%s: unknown option %s%s"):format(name, type(key) == "string" and ("%q"):format(key)
+        or tostring(key), nearest and ('; did you mean "%s"?'):format(nearest) or ""))
+    end
+  end
+end
+
+--- A usage error where an option is given and is not an integer from `from` on.
+---@param name string
+---@param options table
+---@param option string
+---@param from integer
+---@return integer?
+function call.integer(name, options, option, from)
+  local value = options[option]
+  if value ~= nil and (math.type(value) ~= "integer" or value < from) then
+    core.usage(("%s: %s must be an integer from %d on, not %s"):format(name, option, from, tostring(value)))
+  end
+  return value
+end
+
 return call

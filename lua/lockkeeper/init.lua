@@ -7,6 +7,7 @@
 -- `traceback`.
 local call = require "lockkeeper.call"
 local core = require "lockkeeper.core"
+local tasks = require "lockkeeper.tasks"
 
 local type = type
 local check_function, option, shift = call.check_function, call.option, call.shift
@@ -64,6 +65,7 @@ local lock = {
   null = core.null,
   array = core.array,
   sleep = core.sleep,
+  tasks = tasks,
   version = core.version,
 }
 for constant, mode in pairs(core.modes) do

@@ -6,7 +6,9 @@
 #include "bind/command.h"
 #include "bind/json.h"
 #include "bind/locks.h"
+#include "bind/rows.h"
 #include "bind/session.h"
+#include "bind/task.h"
 #include "pg/wait.h"
 
 #include <lauxlib.h>
@@ -42,6 +44,27 @@ static int core_duration(lua_State *L)
 static int core_now(lua_State *L)
 {
     lua_pushnumber(L, clock_epoch_s());
+    return 1;
+}
+
+/* monotonic(): seconds on a clock that never goes back */
+static int core_monotonic(lua_State *L)
+{
+    lua_pushnumber(L, (double)clock_monotonic_us() / 1e6);
+    return 1;
+}
+
+/* error(kind, message): an error of that kind, "not_acquired" or another, to be returned */
+static int core_error(lua_State *L)
+{
+    const char *name = luaL_checkstring(L, 1);
+    ErrorKind kind = ERROR_USAGE;
+    Error err;
+
+    while (kind < ERROR_TIMED_OUT && strcmp(name, error_kind_name(kind)) != 0)
+        kind++;
+    error_set(&err, kind, "%s", luaL_checkstring(L, 2));
+    args_push_error(L, &err);
     return 1;
 }
 
@@ -152,6 +175,8 @@ static const luaL_Reg FUNCTIONS[] = {
     {"sleep", core_sleep},
     {"duration", core_duration},
     {"now", core_now},
+    {"monotonic", core_monotonic},
+    {"error", core_error},
     {"usage", core_usage},
     {"nearest", core_nearest},
     {"array", core_array},
@@ -200,8 +225,10 @@ int luaopen_lockkeeper_core(lua_State *L)
     luaL_checkversion(L);
     luaL_newlib(L, FUNCTIONS);
     args_register(L);
+    bind_task_register(L);
     bind_session_register(L);
     bind_locks_register(L);
+    bind_rows_register(L);
     bind_command_register(L);
     luaL_newmetatable(L, SQL_ARRAY_TNAME);
     luaL_newmetatable(L, JSON_ARRAY_TNAME);

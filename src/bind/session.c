@@ -6,6 +6,7 @@
 #include "bind/number.h"
 #include "bind/result.h"
 #include "bind/stream.h"
+#include "bind/task.h"
 #include "bind/value.h"
 #include "pg/quote.h"
 #include "pg/type.h"
@@ -52,6 +53,7 @@ typedef struct {
     const char *kind;
     Session *session; /* NULL before it was made, or after __gc */
     bool closed;      /* by close(): only reconnect() opens it again */
+    int lent_to;      /* of the task that has it by name (task_session_finder); else LUA_NOREF */
 } SessionObject;
 
 typedef struct {
@@ -66,7 +68,7 @@ static Session *new_session(lua_State *L, const char *conninfo, const char *name
 {
     SessionObject *object = lua_newuserdatauv(L, sizeof *object, 1);
 
-    *object = (SessionObject){.session = NULL};
+    *object = (SessionObject){.session = NULL, .lent_to = LUA_NOREF};
     args_set_kind(L, SESSION);
     lua_newtable(L);
     lua_setiuservalue(L, -2, UV_KNOWN_TYPES);
@@ -182,7 +184,7 @@ static const char *default_conninfo(lua_State *L)
     return conninfo == NULL ? "" : conninfo;
 }
 
-/* Push the session of the name at `index`; the default one is made where there is none. */
+/* Push the object of the name at `index`; the default one is made where there is none. */
 static void push_named(lua_State *L, int index)
 {
     const char *name = args_text(L, index, "using");
@@ -211,16 +213,65 @@ static void name_session(lua_State *L, const char *name)
     lua_pop(L, 1);
 }
 
+/* Push what the name at `index` stands for: in a task, a session of its own. */
+static void push_by_name(lua_State *L, int index)
+{
+    int finder = task_session_finder();
+
+    if (finder == LUA_NOREF) {
+        push_named(L, index);
+        return;
+    }
+    lua_rawgeti(L, LUA_REGISTRYINDEX, finder);
+    lua_pushvalue(L, index);
+    lua_call(L, 1, 1);
+}
+
+/*
+ * borrowed_session(name): a new session from the recipe that the named one is, or the one given
+ * (index 2) from the group's idle ones; this task's until it gives it back
+ */
+static int core_borrowed_session(lua_State *L)
+{
+    SessionObject *object;
+
+    lua_settop(L, 2);
+    if (lua_isnil(L, 2)) {
+        push_named(L, 1);
+        object = luaL_checkudata(L, 3, SESSION);
+        if (object->session == NULL)
+            args_usage(L, "the session is closed");
+        new_session(L, object->session->conninfo, object->session->name,
+                    object->session->promise);
+    }
+    object = luaL_checkudata(L, -1, SESSION);
+    object->lent_to = task_session_finder();
+    return 1;
+}
+
+/* is_clean(session): has its user left nothing open or held on it? */
+static int core_is_clean(lua_State *L)
+{
+    const SessionObject *object = luaL_checkudata(L, 1, SESSION);
+    const Session *session = object->session;
+
+    lua_pushboolean(L, session != NULL && !object->closed && !session->lost &&
+                           session->activity == SESSION_FREE &&
+                           session->holds.next == &session->holds &&
+                           session_transaction(session) == PQTRANS_IDLE);
+    return 1;
+}
+
 Session *bind_session_using(lua_State *L, int index)
 {
     Session *session;
 
     if (lua_isnoneornil(L, index)) {
         lua_pushstring(L, DEFAULT_NAME);
-        push_named(L, lua_gettop(L));
+        push_by_name(L, lua_gettop(L));
         lua_remove(L, -2);
     } else if (lua_type(L, index) == LUA_TSTRING) {
-        push_named(L, index);
+        push_by_name(L, index);
     } else {
         session = bind_session_check(L, index);
         bind_session_push_object(L, index);
@@ -231,12 +282,15 @@ Session *bind_session_using(lua_State *L, int index)
 
 void bind_session_each(lua_State *L, void (*visit)(Session *session, void *context), void *context)
 {
+    int finder = task_session_finder();
+
     lua_getfield(L, LUA_REGISTRYINDEX, ALL);
     lua_pushnil(L);
     while (lua_next(L, -2) != 0) {
         SessionObject *object = lua_touserdata(L, -2);
 
-        if (object->session != NULL)
+        if (object->session != NULL &&
+            (object->lent_to == LUA_NOREF || object->lent_to == finder))
             visit(object->session, context);
         lua_pop(L, 1);
     }
@@ -557,18 +611,16 @@ static int session_lua_notify(lua_State *L)
     return 0;
 }
 
-/* db:wait_notify([timeout]): { channel, payload, pid }, or nil when the time is over */
-static int session_lua_wait_notify(lua_State *L)
+/* The next one until then: { channel, payload, pid }, or nil */
+static int push_notification(lua_State *L, Session *session, int64_t deadline_us)
 {
-    Session *session = bind_session_check(L, 1);
-    int64_t us = lua_isnoneornil(L, 2) ? DURATION_ENDLESS : args_duration(L, 2, "wait_notify");
     PQExpBuffer payload = buffer_push(L);
     PGnotify *notification;
     char channel[64]; /* NAMEDATALEN */
     int pid;
     Error err;
 
-    notification = session_notification(session, clock_deadline(us), &err);
+    notification = session_notification(session, deadline_us, &err);
     if (notification == NULL) {
         if (err.kind != ERROR_NONE)
             return args_raise(L, &err);
@@ -587,6 +639,33 @@ static int session_lua_wait_notify(lua_State *L)
     lua_setfield(L, -2, "channel");
     lua_pushinteger(L, pid);
     lua_setfield(L, -2, "pid");
+    return 1;
+}
+
+/* db:wait_notify([timeout]): a notification, or nil when the time is over */
+static int session_lua_wait_notify(lua_State *L)
+{
+    Session *session = bind_session_check(L, 1);
+    int64_t us = lua_isnoneornil(L, 2) ? DURATION_ENDLESS : args_duration(L, 2, "wait_notify");
+
+    return push_notification(L, session, clock_deadline(us));
+}
+
+/* db:poll(): a notification that has arrived, or nil; notices a session that has ended */
+static int session_lua_poll(lua_State *L)
+{
+    return push_notification(L, bind_session_check(L, 1), 0);
+}
+
+/* db:fd(): the descriptor of its socket, for another event loop: when it is readable, db:poll() */
+static int session_lua_fd(lua_State *L)
+{
+    Session *session = bind_session_check(L, 1);
+    Error err;
+
+    if (!session_open(session, &err))
+        return args_raise(L, &err);
+    lua_pushinteger(L, PQsocket(session->conn));
     return 1;
 }
 
@@ -853,6 +932,8 @@ static const luaL_Reg SESSION_METHODS[] = {
     {"unlisten", session_lua_unlisten},
     {"notify", session_lua_notify},
     {"wait_notify", session_lua_wait_notify},
+    {"poll", session_lua_poll},
+    {"fd", session_lua_fd},
     {"begin", session_lua_begin},
     {"ping", session_lua_ping},
     {"reconnect", session_lua_reconnect},
@@ -870,6 +951,8 @@ static const luaL_Reg FUNCTIONS[] = {
     {"connect", lock_connect},
     {"database", lock_database},
     {"session", lock_session},
+    {"borrowed_session", core_borrowed_session},
+    {"is_clean", core_is_clean},
     {"ident", lock_ident},
     {NULL, NULL},
 };

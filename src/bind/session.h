@@ -42,7 +42,7 @@ void bind_session_push_known_types(lua_State *L, int index);
  */
 Statement bind_session_statement(lua_State *L, Session *session);
 
-/* Call `visit` for every session object that exists. */
+/* Call `visit` for every session, but those that other tasks have by name. */
 void bind_session_each(lua_State *L, void (*visit)(Session *session, void *context),
                        void *context);
 

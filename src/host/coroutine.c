@@ -1,25 +1,34 @@
 #include "host/coroutine.h"
 
+#include "pg/wait.h"
+
 #include <lauxlib.h>
 #include <lualib.h>
 #include <signal.h>
 #include <stddef.h>
 
-static lua_State *volatile running;
 static volatile sig_atomic_t pending;
 static lua_Hook pending_hook;
 
-/* lua_sethook may be called in a signal handler: it only sets fields. */
-static void set_hook(lua_State *L)
+/* On this fiber, the coroutine `L` runs now. */
+static void runs(lua_State *L)
 {
-    lua_sethook(L, pending_hook, LUA_MASKCALL | LUA_MASKRET | LUA_MASKLINE | LUA_MASKCOUNT, 1);
+    *fiber_slot(FIBER_COROUTINE) = L;
+}
+
+/* lua_sethook may be called in a signal handler: it only sets fields. */
+static void set_hook(void *coroutine)
+{
+    if (coroutine != NULL)
+        lua_sethook(coroutine, pending_hook,
+                    LUA_MASKCALL | LUA_MASKRET | LUA_MASKLINE | LUA_MASKCOUNT, 1);
 }
 
 void coroutine_interrupt(lua_Hook hook)
 {
     pending_hook = hook;
     pending = 1;
-    set_hook(running);
+    fiber_each_slot(FIBER_COROUTINE, set_hook);
 }
 
 void coroutine_noticed(lua_State *L)
@@ -34,7 +43,7 @@ void coroutine_noticed(lua_State *L)
  */
 static void is_back(lua_State *L)
 {
-    running = L;
+    runs(L);
     if (pending)
         set_hook(L);
 }
@@ -46,7 +55,7 @@ static int tracked_resume(lua_State *L)
     int results;
 
     luaL_checktype(L, 1, LUA_TTHREAD);
-    running = lua_tothread(L, 1);
+    runs(lua_tothread(L, 1));
     results = resume(L);
     is_back(L);
     return results;
@@ -61,7 +70,7 @@ static int tracked_close(lua_State *L)
     lua_settop(L, 1);
     lua_pushvalue(L, lua_upvalueindex(1));
     lua_pushvalue(L, 1);
-    running = lua_tothread(L, 1);
+    runs(lua_tothread(L, 1));
     status = lua_pcall(L, 1, LUA_MULTRET, 0);
     is_back(L);
     return status == LUA_OK ? lua_gettop(L) - 1 : lua_error(L);
@@ -73,7 +82,7 @@ static int raise_from(lua_State *L, lua_State *thread)
     int status = lua_status(thread);
 
     if (status != LUA_OK && status != LUA_YIELD) {
-        running = thread;
+        runs(thread);
         status = lua_resetthread(thread);
         is_back(L);
         lua_xmove(thread, L, 1);
@@ -95,7 +104,7 @@ static int call_wrapped(lua_State *L)
 
     lua_pushvalue(L, lua_upvalueindex(2));
     lua_insert(L, 1);
-    running = thread;
+    runs(thread);
     results = resume(L);
     is_back(L);
     return lua_toboolean(L, -results) ? results - 1 : raise_from(L, thread);
@@ -124,7 +133,7 @@ static void replace(lua_State *L, const char *name, const char *kept, lua_CFunct
 
 void coroutine_track(lua_State *L)
 {
-    running = L;
+    runs(L);
     lua_getglobal(L, LUA_COLIBNAME);
     replace(L, "wrap", "resume", tracked_wrap);
     replace(L, "resume", "resume", tracked_resume);

@@ -14,8 +14,8 @@
 void coroutine_track(lua_State *L);
 
 /*
- * Call `hook` once, at the next instruction of the coroutine that runs; where the coroutine ends
- * before it has another, of the one that resumed it. Safe in a signal handler.
+ * Call `hook` at the next instruction of the coroutine that runs, on each fiber; where the coroutine
+ * ends before it has another, of the one that resumed it. Safe in a signal handler.
  */
 void coroutine_interrupt(lua_Hook hook);
 

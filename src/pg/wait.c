@@ -23,12 +23,13 @@ struct Fiber {
     void (*run)(void *);
     void *argument;
     FiberState state;
-    bool cancelled;
-    Fiber *joiner; /* waits in fiber_join for this one */
-    Fiber *next;   /* in the ring of all fibers */
+    int cancels;
+    void *volatile slots[FIBER_SLOTS];
+    Fiber *volatile next; /* in the ring of all fibers */
     /* what it waits for, while FIBER_WAITING */
     struct pollfd *fds;
     nfds_t count;
+    const void *about; /* NULL: nothing that is told */
     int64_t deadline_us;
     WaitMode mode;
     WaitEnd end;
@@ -79,7 +80,7 @@ int wait_interrupted(void)
 
 bool wait_is_interrupted(void)
 {
-    return interrupt_signal != 0 || current->cancelled;
+    return interrupt_signal != 0 || current->cancels > 0;
 }
 
 void wait_set_check(bool (*check)(void))
@@ -133,7 +134,7 @@ static void switch_to(Fiber *to)
 
 static bool interrupted(const Fiber *fiber)
 {
-    return fiber->mode == WAIT_NORMAL && (interrupt_signal != 0 || fiber->cancelled);
+    return fiber->mode == WAIT_NORMAL && (interrupt_signal != 0 || fiber->cancels > 0);
 }
 
 static void wake(Fiber *fiber, WaitEnd end)
@@ -286,6 +287,7 @@ WaitEnd wait_for(struct pollfd *fds, nfds_t count, int64_t deadline_us, WaitMode
 {
     current->fds = fds;
     current->count = count;
+    current->about = NULL;
     current->deadline_us = deadline_us;
     current->mode = mode;
     if (interrupted(current))
@@ -298,13 +300,33 @@ WaitEnd wait_for(struct pollfd *fds, nfds_t count, int64_t deadline_us, WaitMode
     return current->end;
 }
 
+WaitEnd wait_told(const void *about, WaitMode mode)
+{
+    current->count = 0;
+    current->about = about;
+    current->deadline_us = CLOCK_NEVER;
+    current->mode = mode;
+    if (interrupted(current))
+        return WAIT_INTERRUPTED;
+    current->state = FIBER_WAITING;
+    schedule();
+    return current->end;
+}
+
+void wait_tell(const void *about)
+{
+    for (Fiber *fiber = current->next; fiber != current; fiber = fiber->next) {
+        if (fiber->state == FIBER_WAITING && fiber->about == about)
+            wake(fiber, WAIT_READY);
+    }
+}
+
 static void fiber_main(void)
 {
     arrived();
     current->run(current->argument);
     current->state = FIBER_ENDED;
-    if (current->joiner != NULL)
-        wake(current->joiner, WAIT_READY);
+    wait_tell(current);
     schedule(); /* never comes back */
 }
 
@@ -344,9 +366,14 @@ bool fiber_start(Fiber **fiber, void (*run)(void *), void *argument, Error *err)
 
 void fiber_cancel(Fiber *fiber)
 {
-    fiber->cancelled = true;
+    fiber->cancels++;
     if (fiber->state == FIBER_WAITING && fiber->mode == WAIT_NORMAL)
         wake(fiber, WAIT_INTERRUPTED);
+}
+
+void fiber_absolve(Fiber *fiber)
+{
+    fiber->cancels--;
 }
 
 static void unlink_fiber(Fiber *fiber)
@@ -360,11 +387,30 @@ static void unlink_fiber(Fiber *fiber)
 
 void fiber_join(Fiber *fiber)
 {
-    while (fiber->state != FIBER_ENDED) {
-        fiber->joiner = current;
-        wait_for(NULL, 0, CLOCK_NEVER, WAIT_CLEANUP);
-    }
+    while (fiber->state != FIBER_ENDED)
+        wait_told(fiber, WAIT_CLEANUP);
     unlink_fiber(fiber);
     munmap(fiber->stack, FIBER_STACK_SIZE);
     free(fiber);
+}
+
+Fiber *fiber_current(void)
+{
+    return current;
+}
+
+void *volatile *fiber_slot(int slot)
+{
+    return &current->slots[slot];
+}
+
+void fiber_each_slot(int slot, void (*visit)(void *value))
+{
+    Fiber *first = current;
+    Fiber *fiber = first;
+
+    do {
+        visit(fiber->slots[slot]);
+        fiber = fiber->next;
+    } while (fiber != first);
 }

@@ -58,10 +58,38 @@ typedef struct Fiber Fiber;
 /* Start a fiber that runs `run(argument)`; it first runs when the caller waits. */
 bool fiber_start(Fiber **fiber, void (*run)(void *), void *argument, Error *err);
 
-/* End its wait, and every further one but WAIT_CLEANUP's, as interrupted. */
+/*
+ * End its wait, and every further one but WAIT_CLEANUP's, as interrupted, until fiber_absolve was
+ * called as often. For the fiber that runs, what is said holds from its next wait on.
+ */
 void fiber_cancel(Fiber *fiber);
+void fiber_absolve(Fiber *fiber);
 
 /* Wait, uninterruptibly, until it has ended; then free it. */
 void fiber_join(Fiber *fiber);
+
+/* The one that runs; the thread's own is one, too. */
+Fiber *fiber_current(void);
+
+/*
+ * Wait until wait_tell(about) is called, by another fiber: for what one fiber does and another
+ * waits for. `about` is any address that both know. Whoever waits looks again whether it has what
+ * it waited for.
+ */
+WaitEnd wait_told(const void *about, WaitMode mode);
+void wait_tell(const void *about);
+
+/* Pointers that belong to a fiber, NULL at its start: what the floors above run on it. */
+enum {
+    FIBER_TASK,      /* src/bind/task.c */
+    FIBER_COROUTINE, /* src/host/coroutine.c; read by signal handlers */
+    FIBER_SLOTS,
+};
+
+/* The slot of the fiber that runs. */
+void *volatile *fiber_slot(int slot);
+
+/* Call `visit` with that slot of every fiber. Safe in a signal handler. */
+void fiber_each_slot(int slot, void (*visit)(void *value));
 
 #endif
