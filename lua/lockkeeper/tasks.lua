@@ -19,7 +19,7 @@ local core = require "lockkeeper.core"
 ---@field running integer
 ---@field pools table<string, { idle: Session[], open: integer }>
 ---@field waiting integer       tasks that wait for a session
----@field errors any[]           what the tasks raised
+---@field errors any[][]         what the tasks raised, in boxes, since it may be nil
 ---@field fatal? any[]           what is raised from lock.tasks, whatever on_error says
 ---@field broken? boolean       a worker failed in the middle of its own work
 ---@field over boolean          nothing more can be spawned
@@ -107,7 +107,7 @@ local function failed(group, err)
     end
     return
   end
-  group.errors[#group.errors + 1] = err
+  group.errors[#group.errors + 1] = { err }
   if group.on_error == "cancel" then
     cancel(group)
   end
@@ -223,6 +223,14 @@ local function run_body(group, fn)
   end
 end
 
+local function unboxed(errors)
+  local list = {}
+  for i, box in ipairs(errors) do
+    list[i] = box[1] == nil and "nil" or box[1]
+  end
+  return list
+end
+
 local GROUP = { __close = close }
 
 local function new_group(options)
@@ -257,14 +265,13 @@ local function tasks(options, fn)
   run_body(group, fn)
   local waited = wait_for_all(group)
   close(group)
-  if group.on_error == "cancel" and #group.errors > 0 then
-    error(group.errors[1], 0)
-  elseif group.fatal then
-    error(group.fatal[1], 0)
+  local fatal = group.on_error == "cancel" and group.errors[1] or group.fatal
+  if fatal then
+    error(fatal[1], 0)
   elseif not waited then
     core.raise_cancelled()
   end
-  return group.on_error == "continue" and group.errors or nil
+  return group.on_error == "continue" and unboxed(group.errors) or nil
 end
 
 return tasks
