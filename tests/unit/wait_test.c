@@ -168,6 +168,58 @@ static void test_cancel(void)
     passed();
 }
 
+static void wait_for_word(void *argument)
+{
+    bool *said = argument;
+
+    while (!*said)
+        CHECK(wait_told(said, WAIT_NORMAL) == WAIT_READY);
+    note("told ");
+}
+
+static void test_told(void)
+{
+    bool said = false;
+    bool other = false;
+    Fiber *a = start(wait_for_word, &said);
+    Fiber *b = start(wait_for_word, &said);
+    Fiber *c = start(wait_for_word, &other);
+
+    promise = "what a fiber tells wakes all who wait to be told of it, and nobody else";
+    trail[0] = '\0';
+    CHECK(wait_for(NULL, 0, clock_deadline(1000), WAIT_NORMAL) == WAIT_DEADLINE);
+    wait_tell(&said); /* not yet: they look again */
+    CHECK(wait_for(NULL, 0, clock_deadline(1000), WAIT_NORMAL) == WAIT_DEADLINE);
+    CHECK(trail[0] == '\0');
+    said = true;
+    wait_tell(&said);
+    fiber_join(a);
+    fiber_join(b);
+    CHECK(strcmp(trail, "told told ") == 0);
+    other = true;
+    wait_tell(&other);
+    fiber_join(c);
+    passed();
+}
+
+static void cancel_main(void *argument)
+{
+    fiber_cancel(argument);
+}
+
+static void test_absolve(void)
+{
+    Fiber *fiber = start(cancel_main, fiber_current());
+
+    promise = "a fiber that was cancelled and absolved waits as before";
+    CHECK(wait_told(&promise, WAIT_NORMAL) == WAIT_INTERRUPTED);
+    CHECK(wait_is_interrupted());
+    fiber_absolve(fiber_current());
+    CHECK(wait_for(NULL, 0, clock_deadline(1000), WAIT_NORMAL) == WAIT_DEADLINE);
+    fiber_join(fiber);
+    passed();
+}
+
 static void deep(void *argument)
 {
     volatile char room[4096];
@@ -227,6 +279,8 @@ int main(void)
     test_fibers();
     test_relay();
     test_cancel();
+    test_told();
+    test_absolve();
     test_many();
     test_interrupt(); /* last: an interrupt stays */
     return 0;
