@@ -1,7 +1,6 @@
 #include "base/duration.h"
 
 #include <ctype.h>
-#include <inttypes.h>
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -62,7 +61,7 @@ static int unit_at(const char *p, size_t *length)
 bool duration_parse(const char *text, size_t length, const char *what, int64_t *us, Error *err)
 {
     char copy[TEXT_MAX + 1];
-    char shown[TEXT_MAX + 8];
+    char shown[TEXT_MAX + 3];
     const char *p = copy;
     double total = 0;
     int last_unit = -1;
@@ -72,7 +71,9 @@ bool duration_parse(const char *text, size_t length, const char *what, int64_t *
         return error_usage(err, "%s is a text of %zu bytes; %s", what, length, EXPECTED);
     memcpy(copy, text, length);
     copy[length] = '\0';
-    snprintf(shown, sizeof shown, "\"%s\"", copy);
+    shown[0] = '"';
+    memcpy(shown + 1, copy, length);
+    memcpy(shown + 1 + length, "\"", 2);
     if (length == 0 || strlen(copy) != length)
         goto malformed;
     if (copy[0] == '-')
@@ -121,6 +122,6 @@ bool duration_setting(int64_t us, const char *what, char *text, Error *err)
     ms = us / 1000 + (us % 1000 != 0);
     if (ms > INT32_MAX)
         return error_usage(err, "%s is longer than PostgreSQL can count (2147483647 ms)", what);
-    snprintf(text, DURATION_SETTING_SIZE, "%" PRId32, (int32_t)ms);
+    text_integer(text, ms);
     return true;
 }

@@ -24,7 +24,7 @@ bool duration_from_seconds(double seconds, const char *what, int64_t *us, Error 
  * As the text of a PostgreSQL setting in milliseconds ("1500"), rounded up; endless is "0".
  * Refuses more than 2^31-1 ms. `text` has room for DURATION_SETTING_SIZE bytes.
  */
-enum { DURATION_SETTING_SIZE = 16 };
+enum { DURATION_SETTING_SIZE = TEXT_INTEGER_SIZE };
 bool duration_setting(int64_t us, const char *what, char *text, Error *err);
 
 #endif

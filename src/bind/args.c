@@ -145,7 +145,7 @@ void args_register(lua_State *L)
 
 /* ---- where ----------------------------------------------------------------------------------- */
 
-static bool is_script(const lua_Debug *frame)
+bool args_is_script(const lua_Debug *frame)
 {
     return frame->currentline > 0 && strncmp(frame->source, home, strlen(home)) != 0;
 }
@@ -157,7 +157,7 @@ void args_where(lua_State *L, char *where, size_t size)
     where[0] = '\0';
     for (int level = 0; lua_getstack(L, level, &frame) == 1; level++) {
         lua_getinfo(L, "Sl", &frame);
-        if (is_script(&frame)) {
+        if (args_is_script(&frame)) {
             snprintf(where, size, "%s:%d", frame.short_src, frame.currentline);
             return;
         }
@@ -175,7 +175,7 @@ void args_push_traceback(lua_State *L, lua_State *from, int level)
         char line[400];
 
         lua_getinfo(from, "Slnt", &frame);
-        if (!is_script(&frame))
+        if (!args_is_script(&frame))
             continue;
         if (*frame.what == 'm')
             snprintf(line, sizeof line, "%s:%d in the main chunk", frame.short_src,

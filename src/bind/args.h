@@ -33,6 +33,9 @@ void args_new_kind(lua_State *L, const char *kind);
 void args_set_kind(lua_State *L, const char *kind);
 void *args_to_kind(lua_State *L, int index, const char *kind);
 
+/* Is this a line of a script's? `frame` was filled in for "Sl". */
+bool args_is_script(const lua_Debug *frame);
+
 /* Push the error as a table. */
 void args_push_error(lua_State *L, const Error *err);
 

@@ -1,4 +1,4 @@
-/* Locks in Lua: advisory, model, timeout, key and key_parts (lua-api.md). */
+/* Locks in Lua: advisory, all, model, timeout, key and key_parts (lua-api.md). */
 #ifndef LOCKKEEPER_BIND_LOCKS_H
 #define LOCKKEEPER_BIND_LOCKS_H
 

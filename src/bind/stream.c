@@ -59,7 +59,7 @@ static int rows_next(lua_State *L)
     *row = session_stream_next(session, &done, &err);
     if (*row == NULL) {
         rows->session = NULL;
-        return done ? 0 : args_raise(L, &err);
+        return done && !session_owes(session, &err) ? 0 : args_raise(L, &err);
     }
     columns = push_columns(L, rows, *row);
     columns_push_row(L, &columns, *row, 0);
@@ -180,7 +180,7 @@ static int copy_finish(lua_State *L)
     Error err;
 
     copy->session = NULL;
-    if (!session_copy_end(session, NULL, &rows, &err))
+    if (!session_copy_end(session, NULL, &rows, &err) || session_owes(session, &err))
         return args_raise(L, &err);
     lua_pushinteger(L, rows);
     return 1;

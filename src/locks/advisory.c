@@ -2,6 +2,7 @@
 
 #include "base/duration.h"
 #include "base/log.h"
+#include "locks/all.h"
 
 #include <endian.h>
 #include <inttypes.h>
@@ -11,14 +12,17 @@
 
 /* ---- SQL ------------------------------------------------------------------------------------- */
 
-/* Every statement for one kind of lock; the row says shared or not, and one key or two. */
+/*
+ * Every statement for one kind of lock. Each answers with one row, without columns, for yes and none
+ * for no: the server then has no column to describe, which it would do again each time.
+ */
 typedef struct {
-    const char *try;     /* $1 [, $2]: true where it was had */
-    const char *wait;    /* the same: true where there was a wait */
+    const char *try;     /* $1 [, $2]: was it had? */
+    const char *wait;    /* the same: was there a wait? */
     const char *timed;   /* …, last parameter: lock_timeout in ms */
-    const char *release; /* true where it was held */
-    const char *held;    /* a row where this session holds it */
-    const char *drop;    /* release it, where this session holds it */
+    const char *release; /* was it held? */
+    const char *held;    /* does this session hold it? */
+    const char *drop;    /* release it, if this session holds it */
 } AdvisorySql;
 
 /*
@@ -28,10 +32,11 @@ typedef struct {
 #define TRY_CALL(f, args)  "pg_catalog.pg_try_advisory_" f "(" args ")"
 #define WAIT_CALL(f, args)                                                                         \
     "pg_catalog.pg_advisory_" f "(" args ")::pg_catalog.text OPERATOR(pg_catalog.=) ''"
-#define TRY_SQL(f, args)   "SELECT " TRY_CALL(f, args) " AS a" /* a name costs, too */
-#define WAIT_SQL(f, args)  "SELECT CASE WHEN " TRY_CALL(f, args) " THEN false ELSE " WAIT_CALL(f, args) " END"
+#define TRY_SQL(f, args) "SELECT WHERE " TRY_CALL(f, args)
+#define WAIT_SQL(f, args)                                                                          \
+    "SELECT WHERE CASE WHEN " TRY_CALL(f, args) " THEN false ELSE " WAIT_CALL(f, args) " END"
 #define TIMED_SQL(f, args, ms)                                                                     \
-    "SELECT CASE WHEN " TRY_CALL(f, args) " THEN false"                                            \
+    "SELECT WHERE CASE WHEN " TRY_CALL(f, args) " THEN false"                                      \
     " WHEN pg_catalog.set_config('lock_timeout', " ms ", true) IS NOT NULL"                        \
     " THEN " WAIT_CALL(f, args) " END"
 
@@ -40,7 +45,7 @@ typedef struct {
  * is kept beside and set again. (The failed case is undone by the savepoint.)
  */
 #define TIMED_XACT_SQL(f, args, ms)                                                                \
-    "SELECT CASE WHEN " TRY_CALL(f, args) " THEN false"                                            \
+    "SELECT WHERE CASE WHEN " TRY_CALL(f, args) " THEN false"                                      \
     " WHEN pg_catalog.set_config('lockkeeper.lock_timeout',"                                       \
     " pg_catalog.current_setting('lock_timeout'), true) IS NULL"                                   \
     " OR pg_catalog.set_config('lock_timeout', " ms ", true) IS NULL THEN NULL"                    \
@@ -59,18 +64,16 @@ typedef struct {
     "SELECT " what " FROM pg_catalog.pg_locks l"                                                   \
     " WHERE l.locktype OPERATOR(pg_catalog.=) 'advisory'"                                          \
     " AND l.pid OPERATOR(pg_catalog.=) pg_catalog.pg_backend_pid() AND l.granted"                  \
-    " AND l.database OPERATOR(pg_catalog.=) (SELECT d.oid FROM pg_catalog.pg_database d"           \
-    "   WHERE d.datname OPERATOR(pg_catalog.=) pg_catalog.current_database())"                     \
     " AND l.mode OPERATOR(pg_catalog.=) '" mode "Lock'" key_is " LIMIT 1"
 
 #define UNLOCK(suffix, args) "pg_catalog.pg_advisory_unlock" suffix "(" args ")"
 #define SESSION_ROW(suffix, args, ms, mode, key_is)                                                \
     {TRY_SQL("lock" suffix, args), WAIT_SQL("lock" suffix, args),                                  \
-     TIMED_SQL("lock" suffix, args, ms), "SELECT " UNLOCK(suffix, args) " AS a",                           \
-     HELD_SQL("true", mode, key_is), HELD_SQL(UNLOCK(suffix, args), mode, key_is)}
+     TIMED_SQL("lock" suffix, args, ms), "SELECT WHERE " UNLOCK(suffix, args),                     \
+     HELD_SQL("", mode, key_is), HELD_SQL(UNLOCK(suffix, args), mode, key_is)}
 #define XACT_ROW(suffix, args, ms, mode, key_is)                                                   \
     {TRY_SQL("xact_lock" suffix, args), WAIT_SQL("xact_lock" suffix, args),                        \
-     TIMED_XACT_SQL("xact_lock" suffix, args, ms), NULL, HELD_SQL("true", mode, key_is), NULL}
+     TIMED_XACT_SQL("xact_lock" suffix, args, ms), NULL, HELD_SQL("", mode, key_is), NULL}
 #define ROWS(ROW)                                                                                  \
     {{ROW("", "$1", "$2", "Exclusive", BIGINT_IS), ROW("", "$1, $2", "$3", "Exclusive", PAIR_IS)}, \
      {ROW("_shared", "$1", "$2", "Share", BIGINT_IS),                                              \
@@ -94,6 +97,7 @@ typedef struct AdvisoryHold {
     SessionHold base; /* first: the list's elements */
     LockKey key;
     bool shared;
+    bool leaving; /* its release was sent */
     uint64_t serial;
     struct AdvisoryHold *next_free;
 } AdvisoryHold;
@@ -133,6 +137,11 @@ bool advisory_on_list(const AdvisoryLock *lock)
 
 /* oids of pg_type, which never change */
 enum { OID_INT8 = 20, OID_INT4 = 23, OID_TEXT = 25 };
+
+static bool says_yes(const PGresult *result)
+{
+    return PQntuples(result) == 1;
+}
 
 static const AdvisorySql *sql_for(const LockKey *key, bool shared, bool xact)
 {
@@ -187,7 +196,8 @@ static Statement key_statement(const char *sql, const KeyParameters *p, bool unp
                        .values = p->values,
                        .lengths = p->lengths,
                        .formats = p->formats,
-                       .unprepared = unprepared};
+                       .unprepared = unprepared,
+                       .constant = true};
 }
 
 /* A failed transaction, rows that are streamed and a COPY leave no room for a statement. */
@@ -239,11 +249,11 @@ static bool check_recovery(Session *session, Error *err)
                            "Connect to the primary (target_session_attrs=read-write).");
 }
 
-static bool check_session(Session *session, const AdvisoryRequest *request, Error *err)
+bool advisory_check_session(Session *session, bool xact, Error *err)
 {
     if (!session_open(session, err))
         return false;
-    if (request->xact) {
+    if (xact) {
         if (session_transaction(session) == PQTRANS_IDLE)
             return error_usage(err, "a transaction-level lock needs an open transaction");
         return true;
@@ -267,7 +277,7 @@ static bool acquire_plain(Session *session, const char *sql, const KeyParameters
 
     if (result == NULL)
         return false;
-    *answer = PQgetvalue(result, 0, 0)[0] == 't';
+    *answer = says_yes(result);
     PQclear(result);
     return true;
 }
@@ -287,7 +297,7 @@ static bool acquire_in_savepoint(Session *session, const char *sql, const KeyPar
     statements[1].sync = true;
     ok = session_pipeline(session, statements, 4, results, WAIT_NORMAL, err);
     if (ok)
-        *answer = PQgetvalue(results[1], 0, 0)[0] == 't';
+        *answer = says_yes(results[1]);
     for (int i = 0; i < 4; i++)
         PQclear(results[i]);
     return ok;
@@ -302,7 +312,7 @@ static bool acquire_xact(Session *session, const char *sql, const KeyParameters 
     bool ok = session_pipeline(session, statements, 3, results, WAIT_NORMAL, err);
 
     if (ok)
-        *answer = PQgetvalue(results[1], 0, 0)[0] == 't';
+        *answer = says_yes(results[1]);
     for (int i = 0; i < 3; i++)
         PQclear(results[i]);
     if (!ok && !session->lost && session_transaction(session) == PQTRANS_INERROR) {
@@ -342,15 +352,14 @@ static bool try_once(Session *session, const AdvisoryRequest *request, bool *had
                          in_transaction, had, err);
 }
 
-/* When a polling wait has to end: the request's timeout, else the session's lock_timeout. */
-static bool polling_deadline(Session *session, const AdvisoryRequest *request,
-                             int64_t *deadline_us, Error *err)
+bool advisory_deadline(Session *session, bool has_timeout, int64_t timeout_us,
+                       int64_t *deadline_us, Error *err)
 {
     PGresult *result;
     int64_t ms;
 
-    if (request->has_timeout) {
-        *deadline_us = clock_deadline(request->timeout_us);
+    if (has_timeout) {
+        *deadline_us = clock_deadline(timeout_us);
         return true;
     }
     result = session_query(session, &(Statement){.sql = LOCK_TIMEOUT_MS_SQL, .unprepared = true},
@@ -363,8 +372,8 @@ static bool polling_deadline(Session *session, const AdvisoryRequest *request,
     return true;
 }
 
-/* Sleep for a poll interval, give or take a fifth so that pollers drift apart; less at the end. */
-static bool polling_sleep(Session *session, int64_t poll_us, int64_t deadline_us, Error *err)
+/* A fifth more or less, so that pollers drift apart. */
+bool advisory_sleep(Session *session, int64_t poll_us, int64_t deadline_us, Error *err)
 {
     int64_t jitter = ((int64_t)arc4random_uniform(401) - 200) * (poll_us / 1000);
     int64_t wake_us = poll_us > INT64_MAX / 2 ? CLOCK_NEVER : clock_deadline(poll_us + jitter);
@@ -385,7 +394,7 @@ static bool acquire_polling(Session *session, const AdvisoryRequest *request, bo
     bool had = false;
 
     *waited = false;
-    if (!polling_deadline(session, request, &deadline_us, err))
+    if (!advisory_deadline(session, request->has_timeout, request->timeout_us, &deadline_us, err))
         return false;
     for (;;) {
         bool last = clock_monotonic_us() >= deadline_us;
@@ -397,7 +406,7 @@ static bool acquire_polling(Session *session, const AdvisoryRequest *request, bo
         if (last)
             break;
         *waited = true;
-        if (!polling_sleep(session, request->poll_us, deadline_us, err))
+        if (!advisory_sleep(session, request->poll_us, deadline_us, err))
             return false;
     }
     return error_set(err, ERROR_LOCK_TIMEOUT,
@@ -429,13 +438,15 @@ static void name_the_lock(const AdvisoryRequest *request, Error *err)
              request->name, message);
 }
 
-static bool is_held_here(Session *session, const AdvisoryRequest *request, bool same_mode)
+bool advisory_has(Session *session, const LockKey *key, bool shared, bool any_mode)
 {
     for (SessionHold *hold = session->holds.next; hold != &session->holds; hold = hold->next) {
         const AdvisoryHold *held = (const AdvisoryHold *)hold;
 
-        if (hold->kind == ADVISORY && key_equal(&held->key, &request->key) &&
-            (!same_mode || held->shared == request->shared))
+        if (hold->kind == ADVISORY && !held->leaving && key_equal(&held->key, key) &&
+            (any_mode || held->shared == shared))
+            return true;
+        if (all_hold_includes(hold, key, shared, any_mode))
             return true;
     }
     return false;
@@ -459,7 +470,7 @@ static void drop_unreported(Session *session, const AdvisoryRequest *request, co
     Statement statement;
     Error ignored;
 
-    if (request->xact || session->lost || is_held_here(session, request, true) ||
+    if (request->xact || session->lost || advisory_has(session, &request->key, request->shared, false) ||
         (strcmp(failure->sqlstate, "55P03") != 0 && strcmp(failure->sqlstate, "57014") != 0))
         return;
     key_parameters(&p, &request->key, NULL);
@@ -469,6 +480,15 @@ static void drop_unreported(Session *session, const AdvisoryRequest *request, co
         defer_key_statement(session, sql, &request->key, dropped, NULL);
 }
 
+bool advisory_take(Session *session, const AdvisoryRequest *request, bool *waited, Error *err)
+{
+    if (acquire(session, request, waited, err))
+        return true;
+    drop_unreported(session, request, err);
+    name_the_lock(request, err);
+    return false;
+}
+
 static void put_on_list(Session *session, AdvisoryHold *hold, AdvisoryLock *lock)
 {
     hold->base.kind = ADVISORY;
@@ -476,6 +496,7 @@ static void put_on_list(Session *session, AdvisoryHold *hold, AdvisoryLock *lock
     hold->base.gone = hold_gone;
     hold->key = lock->key;
     hold->shared = lock->shared;
+    hold->leaving = false;
     memcpy(hold->base.name, lock->name, sizeof hold->base.name);
     session_hold(session, &hold->base);
     lock->hold = hold;
@@ -489,36 +510,43 @@ bool advisory_acquire(Session *session, const AdvisoryRequest *request, Advisory
     AdvisoryHold *hold;
     int64_t start_us;
     bool waited;
+    Error ignored;
 
-    if (!check_session(session, request, err))
+    if (!advisory_check_session(session, request->xact, err))
         return false;
     hold = new_hold();
     if (hold == NULL)
         return error_set(err, ERROR_SQL, "out of memory");
-    if (log_enabled(LOG_DEBUG) && is_held_here(session, request, false))
+    if (log_enabled(LOG_DEBUG) && advisory_has(session, &request->key, false, true))
         log_printf(LOG_DEBUG, "lock %s is already held by this session: it nests", request->name);
     start_us = tries ? 0 : clock_monotonic_us();
-    if (!acquire(session, request, &waited, err)) {
+    if (!advisory_take(session, request, &waited, err)) {
         hold_gone(&hold->base);
-        drop_unreported(session, request, err);
-        name_the_lock(request, err);
+        if (error_is_busy(err)) /* that is an answer: what is owed counts for more */
+            session_owes(session, err);
         return false;
     }
     *lock = (AdvisoryLock){
         .key = request->key,
         .shared = request->shared,
         .xact = request->xact,
+        .release_ahead = request->release_ahead,
         .waited_s = waited ? (double)(clock_monotonic_us() - start_us) / 1e6 : 0,
         .acquired_at = clock_epoch_s(),
     };
     text_copy(lock->name, sizeof lock->name, request->name);
     put_on_list(session, hold, lock);
-    return true;
+    if (!session_owes(session, err))
+        return true;
+    lock->release_ahead = false;
+    if (!lock->xact)
+        advisory_release(lock, &ignored);
+    return false;
 }
 
 /* ---- releasing ------------------------------------------------------------------------------- */
 
-static bool was_lost(const char *name, Error *err)
+bool advisory_was_lost(const char *name, Error *err)
 {
     error_set(err, ERROR_LOCK_LOST, "lock %s was not held any more when it was released", name);
     return error_hint(err, "Something unlocked it in the middle: pg_advisory_unlock_all(), "
@@ -530,19 +558,74 @@ static void released_late(void *context, const PGresult *result)
 {
     AdvisoryHold *hold = context;
 
-    if (result != NULL && PQgetvalue(result, 0, 0)[0] != 't') {
+    if (result != NULL && !says_yes(result)) {
         Error err;
 
-        was_lost(hold->base.name, &err);
+        advisory_was_lost(hold->base.name, &err);
         log_write(LOG_ERROR, err.message, NULL);
     }
     session_let_go(&hold->base);
+}
+
+static void let_go(void *context, const PGresult *result)
+{
+    AdvisoryHold *hold = context;
+
+    (void)result;
+    session_let_go(&hold->base);
+}
+
+/*
+ * Another session's pg_cancel_backend has hit the release, perhaps when it was done already: then no
+ * lock is left to be released, and that is no error. (A lock that nests shows as held in any case.)
+ */
+static bool release_again(AdvisoryHold *hold)
+{
+    const AdvisorySql *sql = sql_for(&hold->key, hold->shared, false);
+    bool nests;
+
+    hold->leaving = true;
+    nests = advisory_has(hold->base.session, &hold->key, hold->shared, false);
+    return nests ? defer_key_statement(hold->base.session, sql->release, &hold->key, released_late,
+                                       hold)
+                 : defer_key_statement(hold->base.session, sql->drop, &hold->key, let_go, hold);
 }
 
 static bool release_later(AdvisoryLock *lock, const char *sql, Error *err)
 {
     return defer_key_statement(session_of(lock), sql, &lock->key, released_late, lock->hold) ||
            error_set(err, ERROR_SQL, "out of memory");
+}
+
+/* The reply to a release that nobody waited for. */
+static void released_ahead(void *context, const PGresult *result)
+{
+    AdvisoryHold *hold = context;
+    Error err;
+
+    if (result != NULL && PQresultStatus(result) != PGRES_TUPLES_OK && release_again(hold))
+        return;
+    if (result != NULL && !says_yes(result)) {
+        advisory_was_lost(hold->base.name, &err);
+        session_owe(hold->base.session, &err);
+    }
+    session_let_go(&hold->base);
+}
+
+static bool release_ahead(AdvisoryLock *lock, const Statement *statement, Error *err)
+{
+    Session *session = session_of(lock);
+    bool sent;
+
+    lock->hold->leaving = true;
+    sent = session_send_ahead(session, statement, released_ahead, lock->hold, err);
+    lock->released = sent || session->lost;
+    if (!sent && session_of(lock) != NULL) {
+        lock->hold->leaving = false;
+        if (session->lost)
+            session_let_go(&lock->hold->base);
+    }
+    return sent;
 }
 
 bool advisory_release(AdvisoryLock *lock, Error *err)
@@ -574,9 +657,13 @@ bool advisory_release(AdvisoryLock *lock, Error *err)
                                 "committed: others may enter before they see its work",
                    lock->name);
     statement = key_statement(sql, &p, session_transaction(session) != PQTRANS_IDLE);
+    if (lock->release_ahead && session_transaction(session) == PQTRANS_IDLE)
+        return release_ahead(lock, &statement, err);
     result = session_query(session, &statement, WAIT_CLEANUP, err);
-    if (result == NULL && strcmp(err->sqlstate, "57014") == 0)
-        return advisory_release(lock, err); /* cancelled by others: again, or after the rollback */
+    if (result == NULL && strcmp(err->sqlstate, "57014") == 0 && session_of(lock) != NULL) {
+        lock->released = true;
+        return release_again(lock->hold) || error_set(err, ERROR_SQL, "out of memory");
+    }
     if (result == NULL && !session->lost)
         return false; /* still held: a session in use, say */
     lock->released = true;
@@ -584,9 +671,9 @@ bool advisory_release(AdvisoryLock *lock, Error *err)
         session_let_go(&lock->hold->base);
     if (result == NULL)
         return false;
-    held = PQgetvalue(result, 0, 0)[0] == 't';
+    held = says_yes(result);
     PQclear(result);
-    return held || was_lost(lock->name, err);
+    return held || advisory_was_lost(lock->name, err);
 }
 
 bool advisory_is_held(AdvisoryLock *lock, bool *held, Error *err)
@@ -603,7 +690,7 @@ bool advisory_is_held(AdvisoryLock *lock, bool *held, Error *err)
     result = session_query(session_of(lock), &statement, WAIT_NORMAL, err);
     if (result == NULL)
         return false;
-    *held = PQntuples(result) == 1;
+    *held = says_yes(result);
     PQclear(result);
     return true;
 }

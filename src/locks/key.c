@@ -44,14 +44,34 @@ static uint64_t from_bytes(const unsigned char *bytes, bool little_endian)
     return number;
 }
 
-static bool digest(const EVP_MD *kind, const char *name, size_t length, bool little_endian,
+/* OpenSSL's look-up of an algorithm takes longer than the digest of a name: it is done once. */
+typedef struct {
+    const char *name;
+    EVP_MD *algorithm;
+    EVP_MD_CTX *context;
+} Digest;
+
+static Digest sha256 = {.name = "SHA256"};
+static Digest sha1 = {.name = "SHA1"};
+
+static bool digest_ready(Digest *kind)
+{
+    if (kind->algorithm == NULL)
+        kind->algorithm = EVP_MD_fetch(NULL, kind->name, NULL);
+    if (kind->context == NULL)
+        kind->context = EVP_MD_CTX_new();
+    return kind->algorithm != NULL && kind->context != NULL;
+}
+
+static bool digest(Digest *kind, const char *name, size_t length, bool little_endian,
                    LockKey *key, Error *err)
 {
     unsigned char bytes[EVP_MAX_MD_SIZE];
 
-    if (EVP_Digest(name, length, bytes, NULL, kind, NULL) != 1)
-        return error_set(err, ERROR_USAGE, "%s is not to be had from OpenSSL here",
-                         EVP_MD_get0_name(kind));
+    if (!digest_ready(kind) || EVP_DigestInit_ex2(kind->context, kind->algorithm, NULL) != 1 ||
+        EVP_DigestUpdate(kind->context, name, length) != 1 ||
+        EVP_DigestFinal_ex(kind->context, bytes, NULL) != 1)
+        return error_set(err, ERROR_USAGE, "%s is not to be had from OpenSSL here", kind->name);
     *key = (LockKey){.key = (int64_t)from_bytes(bytes, little_endian)};
     return true;
 }
@@ -86,9 +106,9 @@ bool key_from_name(KeyScheme scheme, const char *name, size_t length, int32_t pr
 {
     switch (scheme) {
     case SCHEME_PGLOCK:
-        return digest(EVP_sha256(), name, length, true, key, err);
+        return digest(&sha256, name, length, true, key, err);
     case SCHEME_POSTGRESQL_LOCK:
-        return digest(EVP_sha1(), name, length, false, key, err);
+        return digest(&sha1, name, length, false, key, err);
     case SCHEME_PGLOCKS:
         *key = (LockKey){.key = (int32_t)crc(name, length)};
         return true;
@@ -125,4 +145,18 @@ bool key_equal(const LockKey *a, const LockKey *b)
     if (a->pair != b->pair)
         return false;
     return a->pair ? a->first == b->first && a->second == b->second : a->key == b->key;
+}
+
+static int compare(int64_t a, int64_t b)
+{
+    return (a > b) - (a < b);
+}
+
+int key_compare(const LockKey *a, const LockKey *b)
+{
+    if (a->pair != b->pair)
+        return a->pair ? 1 : -1;
+    if (!a->pair)
+        return compare(a->key, b->key);
+    return a->first == b->first ? compare(a->second, b->second) : compare(a->first, b->first);
 }

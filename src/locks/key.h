@@ -51,4 +51,10 @@ void key_text(const LockKey *key, char text[KEY_TEXT_SIZE]);
 
 bool key_equal(const LockKey *a, const LockKey *b);
 
+/*
+ * The order in which several locks are taken, everywhere: bigint keys by their signed value, then
+ * pairs by their first and second. Negative, 0 or positive, as for qsort.
+ */
+int key_compare(const LockKey *a, const LockKey *b);
+
 #endif

@@ -1,5 +1,6 @@
 #include "pg/exchange.h"
 
+#include "base/log.h"
 #include "pg/errand.h"
 #include "pg/secret.h"
 
@@ -117,9 +118,10 @@ static bool refuse_second_user(const Session *session, Error *err)
     }
 }
 
-bool exchange_enter(Session *session, SessionActivity activity, WaitMode mode, Error *err)
+/* exchange_enter, for what can be sent behind what was sent ahead. */
+static bool enter(Session *session, SessionActivity activity, WaitMode mode, Error *err)
 {
-    error_clear(err);
+    err->kind = ERROR_NONE;
     if (session->activity != SESSION_FREE)
         return refuse_second_user(session, err);
     if (mode == WAIT_NORMAL && wait_is_interrupted())
@@ -150,6 +152,12 @@ static void transaction_ended(Session *session)
     }
 }
 
+/* Is no transaction open, as far as the replies that are read tell? */
+static bool is_idle(const Session *session)
+{
+    return session->ahead_count > 0 || PQtransactionStatus(session->conn) == PQTRANS_IDLE;
+}
+
 void exchange_leave(Session *session)
 {
     session->activity = SESSION_FREE;
@@ -157,7 +165,7 @@ void exchange_leave(Session *session)
         deferred_drop(session);
         return;
     }
-    if (PQtransactionStatus(session->conn) != PQTRANS_IDLE) {
+    if (!is_idle(session)) {
         session->in_block = true;
     } else {
         session->cache.changing = false;
@@ -204,14 +212,22 @@ static bool cancel_statement(Session *session)
     return true;
 }
 
+static bool cancel_or_give_up(Session *session, Error *err)
+{
+    if (cancel_statement(session))
+        return true;
+    error_set(err, ERROR_CONNECTION, "the cancel request was not answered");
+    return make_lost(session, err);
+}
+
 /* An interrupt came while waiting: what is under way has to end soon. */
-static bool begin_ending(Session *session)
+static bool begin_ending(Session *session, Error *err)
 {
     session->deadline_us = clock_deadline(ENDING_BOUND_US);
     if (session->mode == WAIT_CLEANUP)
         return true;
     session->cancelled = true;
-    return cancel_statement(session);
+    return cancel_or_give_up(session, err);
 }
 
 /* Wait for the socket; `unsent` is what PQflush has said. */
@@ -229,10 +245,7 @@ static bool wait_for_socket(Session *session, int unsent, Error *err)
     case WAIT_READY:
         break;
     case WAIT_INTERRUPTED:
-        if (begin_ending(session))
-            return true;
-        error_set(err, ERROR_CONNECTION, "the cancel request was not answered");
-        return make_lost(session, err);
+        return begin_ending(session, err);
     case WAIT_DEADLINE:
         error_set(err, ERROR_CONNECTION, "the server did not answer in time");
         return make_lost(session, err);
@@ -309,7 +322,7 @@ void exchange_drain(Session *session)
     }
 }
 
-/* ---- statements ------------------------------------------------------------------------------ */
+/* ---- results --------------------------------------------------------------------------------- */
 
 static bool starts_with(const char *text, const char *prefix)
 {
@@ -356,6 +369,8 @@ bool exchange_check(Session *session, PGresult *result, const char *sql, Error *
         return session_result_error(session, result, sql, err);
     }
 }
+
+/* ---- one by one and in pipelines ------------------------------------------------------------- */
 
 /* Prepared statements are kept only where the backend stays the same. */
 static bool may_prepare(const Session *session)
@@ -450,7 +465,7 @@ static bool send_garbage(Session *session, int *sent)
     StatementCache *cache = &session->cache;
 
     *sent = 0;
-    if (cache->garbage_count == 0 || PQtransactionStatus(session->conn) != PQTRANS_IDLE)
+    if (cache->garbage_count == 0 || !is_idle(session))
         return true;
     while (cache->garbage_count > 0) {
         char name[STATEMENT_NAME_SIZE];
@@ -480,6 +495,38 @@ static bool receive_garbage(Session *session, int sent, Error *err)
     return true;
 }
 
+/* One statement's result, and that of preparing it (`preparing` is not 0) by the way. */
+static bool receive_statement(Session *session, uint64_t preparing, PGresult **result, Error *err)
+{
+    PGresult *prepare = NULL;
+    bool ok;
+
+    *result = NULL;
+    if (preparing != 0 && !pipeline_receive(session, &prepare, err))
+        return false;
+    ok = pipeline_receive(session, result, err);
+    if (ok && prepare != NULL && PQresultStatus(prepare) != PGRES_COMMAND_OK) {
+        note_not_prepared(session, preparing);
+        /* The statement's own fault (its syntax, say) shows when it is parsed. */
+        if (PQresultStatus(prepare) == PGRES_FATAL_ERROR) {
+            PQclear(*result);
+            *result = prepare;
+            prepare = NULL;
+        }
+    }
+    PQclear(prepare);
+    return ok;
+}
+
+static bool receive_sync(Session *session, Error *err)
+{
+    PGresult *sync;
+    bool ok = pipeline_receive(session, &sync, err);
+
+    PQclear(sync);
+    return ok;
+}
+
 static bool pipeline_read(Session *session, const Statement *statements, int count,
                           const uint64_t *preparing, PGresult **results, Error *err)
 {
@@ -487,25 +534,8 @@ static bool pipeline_read(Session *session, const Statement *statements, int cou
     Error first;
 
     for (int i = 0; i < count; i++) {
-        PGresult *prepare = NULL;
-        PGresult *sync = NULL;
-
-        if (preparing[i] != 0 && !pipeline_receive(session, &prepare, err))
+        if (!receive_statement(session, preparing[i], &results[i], err))
             return false;
-        if (!pipeline_receive(session, &results[i], err)) {
-            PQclear(prepare);
-            return false;
-        }
-        if (prepare != NULL && PQresultStatus(prepare) != PGRES_COMMAND_OK) {
-            note_not_prepared(session, preparing[i]);
-            /* The statement's own fault (its syntax, say) shows when it is parsed. */
-            if (PQresultStatus(prepare) == PGRES_FATAL_ERROR) {
-                PQclear(results[i]);
-                results[i] = prepare;
-                prepare = NULL;
-            }
-        }
-        PQclear(prepare);
         if (PQresultStatus(results[i]) != PGRES_PIPELINE_ABORTED && ok &&
             !exchange_check(session, results[i], statements[i].sql, &first)) {
             ok = false;
@@ -513,13 +543,44 @@ static bool pipeline_read(Session *session, const Statement *statements, int cou
         }
         if (session->lost)
             return false;
-        if (statements[i].sync || i == count - 1) {
-            if (!pipeline_receive(session, &sync, err))
-                return false;
-            PQclear(sync);
-        }
+        if ((statements[i].sync || i == count - 1) && !receive_sync(session, err))
+            return false;
     }
     return ok;
+}
+
+static bool receive_ahead_one(Session *session, const SentAhead *sent, Error *err)
+{
+    PGresult *result;
+    Error own;
+    bool ok = receive_statement(session, sent->preparing, &result, err) &&
+              receive_sync(session, err);
+
+    if (ok && !exchange_check(session, result, NULL, &own)) {
+        if (session->lost) {
+            *err = own;
+            ok = false;
+        } else if (session->cancelled && strcmp(own.sqlstate, "57014") == 0) {
+            ok = cancel_or_give_up(session, err); /* it was meant for what comes behind */
+        }
+    }
+    if (ok)
+        sent->done(sent->context, result);
+    PQclear(result);
+    return ok;
+}
+
+/* Read the replies to what was sent ahead. Where the session is lost, some are left. */
+static bool receive_ahead(Session *session, Error *err)
+{
+    int count = session->ahead_count;
+    int i = 0;
+
+    while (i < count && receive_ahead_one(session, &session->ahead[i], err))
+        i++;
+    memmove(session->ahead, session->ahead + i, (size_t)(count - i) * sizeof *session->ahead);
+    session->ahead_count = count - i;
+    return i == count;
 }
 
 /* The session is entered. */
@@ -542,7 +603,7 @@ static bool run_pipeline(Session *session, const Statement *statements, int coun
             ((statements[i].sync || i == count - 1) && PQpipelineSync(session->conn) != 1))
             goto broke;
     }
-    ok = receive_garbage(session, garbage, err) &&
+    ok = receive_ahead(session, err) && receive_garbage(session, garbage, err) &&
          pipeline_read(session, statements, count, preparing, results, err);
     if (!session->lost && PQexitPipelineMode(session->conn) != 1)
         ok = exchange_broke(session, err);
@@ -555,6 +616,88 @@ out:
     return ok;
 }
 
+/* The session is entered: out of pipeline mode with it. */
+static bool settle(Session *session, Error *err)
+{
+    if (session->ahead_count == 0)
+        return true;
+    if (!receive_ahead(session, err))
+        return false;
+    return PQexitPipelineMode(session->conn) == 1 || exchange_broke(session, err);
+}
+
+bool exchange_enter(Session *session, SessionActivity activity, WaitMode mode, Error *err)
+{
+    bool ok;
+
+    if (!enter(session, activity, mode, err))
+        return false;
+    if (session->ahead_count == 0)
+        return true;
+    session->mode = WAIT_CLEANUP;
+    ok = settle(session, err);
+    session->mode = mode;
+    session->deadline_us = CLOCK_NEVER;
+    if (ok && mode == WAIT_NORMAL && wait_is_interrupted())
+        ok = wait_interrupted_error(err);
+    if (!ok)
+        exchange_leave(session);
+    return ok;
+}
+
+bool session_settle(Session *session, Error *err)
+{
+    bool ok;
+
+    if (session->ahead_count == 0)
+        return true;
+    if (!enter(session, SESSION_BUSY, WAIT_CLEANUP, err))
+        return false;
+    session->deadline_us = clock_deadline(ENDING_BOUND_US);
+    ok = settle(session, err);
+    exchange_leave(session);
+    return ok;
+}
+
+bool session_send_ahead(Session *session, const Statement *statement, StatementDone *done,
+                        void *context, Error *err)
+{
+    SentAhead *sent;
+    bool ok;
+
+    if (session->ahead_count == SESSION_AHEAD_MAX && !session_settle(session, err))
+        return false;
+    if (!enter(session, SESSION_BUSY, WAIT_CLEANUP, err))
+        return false;
+    sent = &session->ahead[session->ahead_count];
+    *sent = (SentAhead){.done = done, .context = context};
+    ok = PQenterPipelineMode(session->conn) == 1 &&
+         pipeline_send(session, statement, &sent->preparing) &&
+         PQpipelineSync(session->conn) == 1;
+    ok = ok ? exchange_flush(session, err) : exchange_broke(session, err);
+    if (ok)
+        session->ahead_count++;
+    exchange_leave(session);
+    return ok;
+}
+
+void session_owe(Session *session, const Error *err)
+{
+    if (session->owed.kind == ERROR_NONE)
+        session->owed = *err;
+    else
+        log_write(LOG_ERROR, err->message, NULL);
+}
+
+bool session_owes(Session *session, Error *err)
+{
+    if (session->owed.kind == ERROR_NONE)
+        return false;
+    *err = session->owed;
+    session->owed.kind = ERROR_NONE;
+    return true;
+}
+
 bool session_pipeline(Session *session, const Statement *statements, int count,
                       PGresult **results, WaitMode mode, Error *err)
 {
@@ -562,7 +705,7 @@ bool session_pipeline(Session *session, const Statement *statements, int count,
 
     for (int i = 0; i < count; i++)
         results[i] = NULL;
-    if (!exchange_enter(session, SESSION_BUSY, mode, err))
+    if (!enter(session, SESSION_BUSY, mode, err))
         return false;
     ok = run_pipeline(session, statements, count, results, err);
     exchange_leave(session);
@@ -589,7 +732,7 @@ static PGresult *receive_single(Session *session, const char *sql, bool sent, Er
         exchange_broke(session, err);
         return NULL;
     }
-    if (!exchange_receive(session, &result, err))
+    if (!exchange_wait(session, err) || !exchange_receive(session, &result, err))
         return NULL;
     if (result == NULL || !exchange_check(session, result, sql, err)) {
         PQclear(result);
@@ -623,24 +766,28 @@ static bool is_stale(Session *session, CachedStatement *cached, const Error *err
 static PGresult *run_single(Session *session, const Statement *statement, Error *err)
 {
     bool seen = false;
-    bool was_idle = PQtransactionStatus(session->conn) == PQTRANS_IDLE;
+    bool was_idle = is_idle(session);
     CachedStatement *cached =
         may_prepare(session) ? statement_cache_find(&session->cache, statement, &seen) : NULL;
+    bool prepared = cached != NULL && cached->prepared;
+    bool piped = session->ahead_count > 0 ||
+                 (cached != NULL && !prepared &&
+                  ((seen && statement_cache_can_prepare(&session->cache, cached)) ||
+                   (was_idle && session->cache.garbage_count > 0)));
     PGresult *result;
 
-    if (cached != NULL && cached->prepared) {
-        result = receive_single(session, statement->sql,
-                                send_prepared(session, statement, cached->name), err);
-        if (result != NULL || !is_stale(session, cached, err, was_idle))
-            return result;
-    } else if (cached != NULL &&
-               ((seen && statement_cache_can_prepare(&session->cache, cached)) ||
-                (was_idle && session->cache.garbage_count > 0))) {
+    if (piped) {
         if (run_pipeline(session, statement, 1, &result, err))
             return result;
         PQclear(result);
-        return NULL;
+    } else if (prepared) {
+        result = receive_single(session, statement->sql,
+                                send_prepared(session, statement, cached->name), err);
+        if (result != NULL)
+            return result;
     }
+    if ((piped || prepared) && !(prepared && is_stale(session, cached, err, was_idle)))
+        return NULL;
     return receive_single(session, statement->sql, exchange_send(session, statement), err);
 }
 
@@ -648,7 +795,8 @@ PGresult *session_query(Session *session, const Statement *statement, WaitMode m
 {
     PGresult *result;
 
-    if (!exchange_enter(session, SESSION_BUSY, mode, err))
+    /* A user's own statement may be one that can't be in a pipeline, such as COPY. */
+    if (!(statement->constant ? enter : exchange_enter)(session, SESSION_BUSY, mode, err))
         return NULL;
     result = run_single(session, statement, err);
     exchange_leave(session);
@@ -738,10 +886,12 @@ bool session_heartbeat(Session *session, int64_t within_us, Error *err)
     PGresult *result;
     bool same = false;
 
-    if (!exchange_enter(session, SESSION_BUSY, WAIT_CLEANUP, err))
+    if (!enter(session, SESSION_BUSY, WAIT_CLEANUP, err))
         return false;
     session->deadline_us = clock_deadline(within_us);
-    result = receive_single(session, BEAT.sql, exchange_send(session, &BEAT), err);
+    result = settle(session, err)
+                 ? receive_single(session, BEAT.sql, exchange_send(session, &BEAT), err)
+                 : NULL;
     if (result != NULL) {
         same = strtol(PQgetvalue(result, 0, 0), NULL, 10) == session->pid;
         if (!same) {

@@ -8,7 +8,10 @@
 
 #include "pg/session.h"
 
-/* Begin to use the session: open it, refuse a second user and, in WAIT_NORMAL mode, an interrupt. */
+/*
+ * Begin to use the session: open it, refuse a second user and, in WAIT_NORMAL mode, an interrupt;
+ * then settle what was sent ahead.
+ */
 bool exchange_enter(Session *session, SessionActivity activity, WaitMode mode, Error *err);
 
 /* End the use: note the transaction's state, and run what was deferred until now. */
@@ -41,7 +44,7 @@ bool exchange_send(Session *session, const Statement *statement);
 /* Run what was deferred and can run now; in transaction.c. */
 void deferred_run(Session *session);
 
-/* Drop all of it, since the session has ended. */
+/* Drop all of it, and what was sent ahead, since the session has ended. */
 void deferred_drop(Session *session);
 
 #endif

@@ -220,8 +220,22 @@ bool session_keeps_state(const Session *session)
     return !session->pooled || session->promise == POOLER_SESSION;
 }
 
+static char forbidden[256];
+
+void session_forbid(const char *reason)
+{
+    text_copy(forbidden, sizeof forbidden, reason == NULL ? "" : reason);
+}
+
+const char *session_forbidden(void)
+{
+    return forbidden[0] == '\0' ? NULL : forbidden;
+}
+
 bool session_open(Session *session, Error *err)
 {
+    if (forbidden[0] != '\0')
+        return error_usage(err, "%s", forbidden);
     if (session->lost) {
         *err = session->loss;
         return false;
@@ -246,8 +260,20 @@ bool session_open(Session *session, Error *err)
     return false;
 }
 
+/* What was sent ahead is answered, and what is owed is told: by the log, where nobody is left. */
+static void settle_accounts(Session *session)
+{
+    Error err;
+
+    if (session->conn != NULL && !session->lost && session->activity == SESSION_FREE)
+        session_settle(session, &err);
+    if (session_owes(session, &err))
+        log_write(LOG_ERROR, err.message, NULL);
+}
+
 void session_close(Session *session)
 {
+    settle_accounts(session);
     deferred_drop(session);
     let_go_all(session, session->conn != NULL && !session->lost);
     PQfinish(session->conn);
@@ -271,6 +297,10 @@ bool session_reconnect(Session *session, Error *err)
 
 PGTransactionStatusType session_transaction(const Session *session)
 {
-    return session->conn == NULL || session->lost ? PQTRANS_IDLE
-                                                  : PQtransactionStatus(session->conn);
+    if (session->conn == NULL || session->lost)
+        return PQTRANS_IDLE;
+    /* libpq calls a session active that only has replies to read; they are to what idle ones sent. */
+    if (session->ahead_count > 0 && session->activity == SESSION_FREE)
+        return PQTRANS_IDLE;
+    return PQtransactionStatus(session->conn);
 }

@@ -46,6 +46,17 @@ typedef enum {
 
 typedef struct Deferred Deferred;
 
+/* What becomes of a statement whose reply is read later. */
+typedef void StatementDone(void *context, const PGresult *result);
+
+/* A statement that was sent, and whose reply is still to be read. */
+enum { SESSION_AHEAD_MAX = 32 };
+typedef struct {
+    uint64_t preparing; /* the number it is prepared under by the way, or 0 */
+    StatementDone *done;
+    void *context;
+} SentAhead;
+
 /* Read-only outside src/pg. */
 typedef struct Session {
     char *conninfo;
@@ -70,6 +81,9 @@ typedef struct Session {
     SessionHold holds; /* ring with this as its anchor */
     Deferred *deferred;
     bool deferring;
+    SentAhead ahead[SESSION_AHEAD_MAX]; /* oldest first; libpq is in pipeline mode where there are any */
+    int ahead_count;
+    Error owed; /* what was found wrong with one of them, until somebody is told; or kind NONE */
     uint64_t transactions[32]; /* the open blocks' serial numbers, outermost first */
     bool savepoints[32];       /* is block i a savepoint? */
     int depth;
@@ -88,11 +102,23 @@ void session_free(Session *session);
 /* Connect unless it is connected. Asks what it is connected to and sets what a lock needs. */
 bool session_open(Session *session, Error *err);
 
-/* End the connection and with it every lock; it opens again at its next use. */
+/*
+ * End the connection and with it every lock; it opens again at its next use. What was sent ahead is
+ * settled before; an error that is then owed is logged.
+ */
 void session_close(Session *session);
 
 /* Close and open again. */
 bool session_reconnect(Session *session, Error *err);
+
+/*
+ * While a reason is set no session connects or is used: a usage error says the reason. For files
+ * that are loaded to see what they define. NULL: they are. Copied.
+ */
+void session_forbid(const char *reason);
+
+/* The reason that is set, or NULL. */
+const char *session_forbidden(void);
 
 /* Has the session the right to session-level state: no pooler between, or one that keeps it? */
 bool session_keeps_state(const Session *session);
@@ -199,7 +225,24 @@ void session_let_go(SessionHold *hold);
  * is called with its result (NULL: it failed, or will never run since the session ended).
  */
 bool session_defer(Session *session, DeferUntil until, const char *sql, const Oid *types,
-                   const char *const *values, int count,
-                   void (*done)(void *context, const PGresult *result), void *context);
+                   const char *const *values, int count, StatementDone *done, void *context);
+
+/*
+ * Send a statement now and read its reply at the session's next use, or when it is settled or
+ * closed. Only where no transaction is open. `done` is called with the reply, which may be an
+ * error's (NULL: the session ended before it came); it may call session_defer and session_owe, no
+ * more. It is never called where this fails.
+ */
+bool session_send_ahead(Session *session, const Statement *statement, StatementDone *done,
+                        void *context, Error *err);
+
+/* Read all replies to what was sent ahead. An interrupt does not end it; it has some seconds. */
+bool session_settle(Session *session, Error *err);
+
+/* There is an error to be told, by whoever uses the session next. A second one is logged. */
+void session_owe(Session *session, const Error *err);
+
+/* Is there one? Then it is in *err, and not owed any more. */
+bool session_owes(Session *session, Error *err);
 
 #endif

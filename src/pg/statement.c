@@ -48,41 +48,60 @@ static bool fill_place(CachedStatement *cached, const Statement *statement, size
     return true;
 }
 
+static CachedStatement *used(StatementCache *cache, CachedStatement *cached)
+{
+    cached->last_use = cache->clock;
+    return cached;
+}
+
+/* The place with this text, else one that is made for it: the one not used for longest. */
+static CachedStatement *find_by_text(StatementCache *cache, const Statement *statement,
+                                     uint8_t *hint, bool *seen_before)
+{
+    size_t length = strlen(statement->sql);
+    CachedStatement *oldest = &cache->places[*hint];
+    CachedStatement *found = NULL;
+
+    if (length > STATEMENT_SQL_MAX || statement->count > STATEMENT_TYPES_MAX)
+        return NULL;
+    if (is_same(oldest, statement, length))
+        found = oldest;
+    for (int i = 0; i < STATEMENT_CACHE_SIZE && found == NULL; i++) {
+        CachedStatement *cached = &cache->places[i];
+
+        if (is_same(cached, statement, length))
+            found = cached;
+        else if (cached->last_use < oldest->last_use)
+            oldest = cached;
+    }
+    *seen_before = found != NULL;
+    if (found == NULL) {
+        discard(cache, oldest);
+        empty_place(oldest);
+        if (!fill_place(oldest, statement, length))
+            return NULL;
+        found = oldest;
+    }
+    if (statement->constant)
+        found->constant = statement->sql;
+    *hint = (uint8_t)(found - cache->places);
+    return used(cache, found);
+}
+
 CachedStatement *statement_cache_find(StatementCache *cache, const Statement *statement,
                                       bool *seen_before)
 {
-    size_t length = strlen(statement->sql);
     uint8_t *hint = &cache->hints[(uintptr_t)statement->sql / 16 % sizeof cache->hints];
-    CachedStatement *oldest = &cache->places[*hint];
+    CachedStatement *hinted = &cache->places[*hint];
 
     *seen_before = false;
-    if (statement->unprepared || length > STATEMENT_SQL_MAX ||
-        statement->count > STATEMENT_TYPES_MAX)
+    if (statement->unprepared)
         return NULL;
     cache->clock++;
-    if (is_same(oldest, statement, length)) {
-        oldest->last_use = cache->clock;
-        *seen_before = true;
-        return oldest;
-    }
-    for (uint8_t i = 0; i < STATEMENT_CACHE_SIZE; i++) {
-        CachedStatement *cached = &cache->places[i];
-
-        if (is_same(cached, statement, length)) {
-            cached->last_use = cache->clock;
-            *seen_before = true;
-            *hint = i;
-            return cached;
-        }
-        if (cached->last_use < oldest->last_use)
-            oldest = cached;
-    }
-    discard(cache, oldest);
-    empty_place(oldest);
-    if (!fill_place(oldest, statement, length))
-        return NULL;
-    oldest->last_use = cache->clock;
-    return oldest;
+    if (!statement->constant || hinted->constant != statement->sql)
+        return find_by_text(cache, statement, hint, seen_before);
+    *seen_before = true;
+    return used(cache, hinted);
 }
 
 bool statement_cache_can_prepare(const StatementCache *cache, const CachedStatement *cached)

@@ -20,6 +20,7 @@ typedef struct {
     const int *lengths; /* NULL where all are text */
     const int *formats; /* NULL: all text */
     bool unprepared;    /* never prepare it: it must work whatever was deallocated */
+    bool constant;      /* text and types never change: the text's address tells which it is */
     bool sync;          /* in a pipeline: an error stops what follows only up to here */
 } Statement;
 
@@ -32,6 +33,7 @@ enum {
 
 typedef struct {
     char *sql; /* owned; NULL: a free place */
+    const char *constant; /* the address of a constant statement's text, once seen */
     size_t sql_length;
     Oid *types; /* owned */
     int count;

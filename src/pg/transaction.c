@@ -10,7 +10,7 @@
 enum {
     BLOCKS_MAX = sizeof((Session *)0)->transactions / sizeof((Session *)0)->transactions[0],
     DEFERRED_VALUES = 2,
-    ROLLBACK_TRIES = 1000,
+    TRIES = 1000, /* of what another session's pg_cancel_backend may hit, and which must be done */
 };
 
 /* ---- blocks ---------------------------------------------------------------------------------- */
@@ -40,6 +40,7 @@ bool session_begin(Session *session, const char *options, uint64_t *serial, Erro
     uint64_t number = ++session->serials;
     bool nested = session_transaction(session) != PQTRANS_IDLE;
     char sql[256];
+    Error ignored;
 
     if (session->depth >= BLOCKS_MAX)
         return error_usage(err, "transactions are nested deeper than %d", BLOCKS_MAX);
@@ -55,7 +56,10 @@ bool session_begin(Session *session, const char *options, uint64_t *serial, Erro
     session->transactions[session->depth] = number;
     session->savepoints[session->depth++] = nested;
     *serial = number;
-    return true;
+    if (!session_owes(session, err))
+        return true;
+    session_rollback(session, number, &ignored);
+    return false;
 }
 
 static bool already_over(Error *err)
@@ -85,7 +89,7 @@ bool session_rollback(Session *session, uint64_t serial, Error *err)
         return already_over(err);
     session_abandon(session);
     session->depth = depth; /* whatever comes: nobody can do more to this block */
-    for (int tries = 1; tries <= ROLLBACK_TRIES; tries++) {
+    for (int tries = 1; tries <= TRIES; tries++) {
         if (roll_back(session, serial, session->savepoints[depth], err))
             return true;
         /* Another session's pg_cancel_backend may hit even this, and would leave it undone. */
@@ -127,11 +131,12 @@ bool session_commit(Session *session, uint64_t serial, Error *err)
 struct Deferred {
     struct Deferred *next;
     DeferUntil until;
+    int tries;
     const char *sql;
     int count;
     Oid types[DEFERRED_VALUES];
-    char values[DEFERRED_VALUES][64];
-    void (*done)(void *context, const PGresult *result);
+    char *values[DEFERRED_VALUES]; /* owned */
+    StatementDone *done;
     void *context;
 };
 
@@ -147,32 +152,52 @@ static bool can_run(const Session *session, const Deferred *deferred)
     }
 }
 
+static void deferred_free(Deferred *deferred)
+{
+    for (int i = 0; i < deferred->count; i++)
+        free(deferred->values[i]);
+    free(deferred);
+}
+
+static void append(Session *session, Deferred *deferred)
+{
+    Deferred **end = &session->deferred;
+
+    while (*end != NULL)
+        end = &(*end)->next;
+    deferred->next = NULL;
+    *end = deferred;
+}
+
 static void run_one(Session *session, Deferred *deferred)
 {
-    const char *values[DEFERRED_VALUES] = {deferred->values[0], deferred->values[1]};
     Statement statement = {
         .sql = deferred->sql,
         .count = deferred->count,
         .types = deferred->types,
-        .values = values,
+        .values = (const char *const *)deferred->values,
         .unprepared = true,
     };
     Error err;
     PGresult *result = session_query(session, &statement, WAIT_CLEANUP, &err);
+
+    if (result == NULL && !session->lost && strcmp(err.sqlstate, "57014") == 0 &&
+        ++deferred->tries < TRIES) {
+        append(session, deferred);
+        return;
+    }
     if (result == NULL)
         log_printf(LOG_WARNING, "what had to wait for the end of the transaction failed: %s",
                    err.message);
     deferred->done(deferred->context, result);
     PQclear(result);
-    free(deferred);
+    deferred_free(deferred);
 }
 
 bool session_defer(Session *session, DeferUntil until, const char *sql, const Oid *types,
-                   const char *const *values, int count,
-                   void (*done)(void *context, const PGresult *result), void *context)
+                   const char *const *values, int count, StatementDone *done, void *context)
 {
     Deferred *deferred = calloc(1, sizeof *deferred);
-    Deferred **end = &session->deferred;
 
     if (deferred == NULL)
         return false;
@@ -183,11 +208,15 @@ bool session_defer(Session *session, DeferUntil until, const char *sql, const Oi
     deferred->context = context;
     for (int i = 0; i < count; i++) {
         deferred->types[i] = types[i];
-        text_copy(deferred->values[i], sizeof deferred->values[i], values[i]);
+        deferred->values[i] = strdup(values[i]);
+        if (deferred->values[i] == NULL) {
+            deferred_free(deferred);
+            return false;
+        }
     }
-    while (*end != NULL)
-        end = &(*end)->next;
-    *end = deferred;
+    append(session, deferred);
+    if (session->activity == SESSION_FREE)
+        deferred_run(session);
     return true;
 }
 
@@ -216,11 +245,14 @@ void deferred_run(Session *session)
 
 void deferred_drop(Session *session)
 {
+    for (int i = 0; i < session->ahead_count; i++)
+        session->ahead[i].done(session->ahead[i].context, NULL);
+    session->ahead_count = 0;
     while (session->deferred != NULL && !session->deferring) {
         Deferred *deferred = session->deferred;
 
         session->deferred = deferred->next;
         deferred->done(deferred->context, NULL);
-        free(deferred);
+        deferred_free(deferred);
     }
 }
