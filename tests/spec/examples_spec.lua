@@ -1,5 +1,6 @@
 -- Every example in scripts/examples and every code block of the README runs as it stands.
 
+local lock = require "lockkeeper"
 local t = require "tests.support"
 
 local function read(path)
@@ -51,6 +52,193 @@ describe("scripts/examples/table_lock.lua", function()
     tx:rollback()
     assert.equal("110", t.psql("select total from lockkeeper_example"))
     t.psql("drop table lockkeeper_example")
+  end)
+end)
+
+-- Run a script that changes lockkeeper_orders, while five visitors a tenth of a second work there for
+-- 20 ms each, and one session for `long`. Gives the script's process and that session's backend.
+local function migrate_under_load(script, long)
+  local child, report_pid
+  local longest, count = 0, 0
+  local function is_over() return child and not child:is_running() end
+
+  local function visitor()
+    local db <close> = t.connect()
+    repeat
+      local begun = t.now()
+      db:transaction(function(tx)
+        tx:exec("insert into lockkeeper_orders default values")
+        lock.sleep("20ms")
+      end)
+      longest, count = math.max(longest, t.now() - begun), count + 1
+      lock.sleep(math.max(begun + 0.1 - t.now(), 0.001))
+    until is_over()
+  end
+
+  lock.tasks(function(spawn)
+    for _ = 1, 5 do
+      spawn(visitor)
+    end
+    lock.sleep("1s") -- they are at work
+    local report <close> = t.connect({ application_name = "report" })
+    report_pid = report.pid
+    pcall(report.transaction, report, function(tx)
+      tx:query("select count(*) from lockkeeper_orders")
+      child = t.lockkeeper("run", "scripts/examples/" .. script .. ".lua")
+      tx:query("select pg_sleep(extract(epoch from $1::interval))", long)
+    end)
+  end)
+  assert.is_true(longest < 2, ("%g s"):format(longest))
+  assert.is_true(count > 20, count)
+  return child, report_pid
+end
+
+describe("scripts/examples/add_column.lua", function()
+  before_each(function() t.psql("create table lockkeeper_orders (id bigserial primary key)") end)
+  after_each(function() t.psql("drop table lockkeeper_orders") end)
+
+  it("lets a table's other users pass while it waits for one of them, and gets through in the end", function()
+    local other <close> = t.connect()
+    local tx <close> = other:begin()
+    tx:exec("insert into lockkeeper_orders default values")
+    local child = t.lockkeeper("run", "scripts/examples/add_column.lua", "lockkeeper_orders", "Note;")
+    t.wait_until(function() return child:stderr():find("attempt 1 of 30 was rolled back", 1, true) end)
+    t.psql("insert into lockkeeper_orders default values")
+    tx:commit()
+    assert.equal(0, child:wait(), child:stderr())
+    assert.matches("^lockkeeper_orders has the column Note;, at attempt %d+\n$", child:stdout())
+    assert.equal("2", t.observe('select count(*) from lockkeeper_orders where "Note;" is null'))
+  end)
+
+  it("makes nobody wait over 2 s under 50 short transactions a second and a long one", function()
+    local child = migrate_under_load("add_column", "1500ms")
+    assert.equal(0, child:wait(), child:stderr())
+    assert.matches("attempt 1 of 30 was rolled back", child:stderr(), 1, true)
+    assert.matches("lockkeeper_orders has the column note", child:stdout(), 1, true)
+  end)
+end)
+
+describe("scripts/examples/prioritized_migration.lua", function()
+  before_each(function() t.psql("create table lockkeeper_orders (id bigserial primary key)") end)
+  after_each(function() t.psql("drop table lockkeeper_orders") end)
+
+  it("ends a session that is in the way for too long, and says whose", function()
+    local idler = t.connect({ application_name = "idler" })
+    local pid = idler.pid
+    local tx = idler:begin()
+    tx:query("select * from lockkeeper_orders")
+    local code, out, err = t.run("run", "scripts/examples/prioritized_migration.lua")
+    assert.equal(0, code, err)
+    assert.equal(("terminate pid %d (postgres, idler): signalled\nlockkeeper_orders has the column note\n")
+      :format(pid), out)
+    assert.is_false(pcall(tx.query, tx, "select 1"))
+    idler:close()
+  end)
+
+  it("gives up where it is a dump that is in the way", function()
+    local dump <close> = t.connect({ application_name = "pg_dump" })
+    local tx <close> = dump:begin()
+    tx:query("select * from lockkeeper_orders")
+    local code, out = t.run("run", "scripts/examples/prioritized_migration.lua")
+    assert.equal(75, code)
+    assert.equal("", out)
+    assert.equal(0, tx:value("select count(*) from lockkeeper_orders"))
+  end)
+
+  it("makes nobody wait over 2 s under 50 short transactions a second; ends the long one only", function()
+    local child, long = migrate_under_load("prioritized_migration", "60s")
+    assert.equal(0, child:wait(), child:stderr())
+    assert.equal(("terminate pid %d (postgres, report): signalled\n"):format(long)
+      .. "lockkeeper_orders has the column note\n", child:stdout())
+  end)
+end)
+
+describe("scripts/examples/lock_report.lua", function()
+  after_each(function() t.psql("drop table lockkeeper_orders") end)
+
+  it("shows who waits for whom, and which tables are locked", function()
+    t.psql("create table lockkeeper_orders (id bigserial primary key)")
+    local code, out, err = t.run("run", "scripts/examples/lock_report.lua")
+    assert.equal(0, code, err)
+    assert.equal("nobody waits\nno table is locked\n", out)
+
+    local holder <close> = t.connect()
+    local tx <close> = holder:begin()
+    tx:query("select\n id from lockkeeper_orders")
+    local waiter = t.lockkeeper("run", "-", { stdin = [[
+      require("lockkeeper").db:exec("alter table lockkeeper_orders add note text")]] })
+    t.wait_until(function()
+      return t.observe("select 1 from pg_locks where not granted limit 1") == "1"
+    end)
+    code, out, err = t.run("run", "scripts/examples/lock_report.lua")
+    assert.equal(0, code, err)
+    assert.matches(("^waits:\n"
+      .. "  pid %%d+ %%(postgres, active%%) has waited %%d+%%.%%d s "
+      .. "for ACCESS EXCLUSIVE on lockkeeper_orders\n"
+      .. "    behind pid %d %%(postgres, idle in transaction%%), which has ACCESS SHARE\n"
+      .. "    select id from lockkeeper_orders\n"
+      .. "locks on tables:\n"
+      .. "  public.lockkeeper_orders: 1\n$"):format(holder.pid), out)
+    code, out = t.run("run", "scripts/examples/lock_report.lua", "1000")
+    assert.equal(0, code)
+    assert.matches("^nobody waits\n", out)
+    tx:rollback()
+    assert.equal(0, waiter:wait(), waiter:stderr())
+  end)
+end)
+
+describe("scripts/examples/api_calls.lua", function()
+  it("lets three hosts make their calls, no more than two at a time", function()
+    local hosts, most = {}, 0
+    for i, name in ipairs { "red", "green", "blue" } do
+      hosts[i] = t.lockkeeper("run", "scripts/examples/api_calls.lua", name, "3", "0.2")
+    end
+    t.wait_until(function()
+      local now = tonumber(t.observe("select count(*) from pg_locks where locktype = 'advisory' and granted"))
+      most = math.max(most, now)
+      return not (hosts[1]:is_running() or hosts[2]:is_running() or hosts[3]:is_running())
+    end, 30, "the hosts' end")
+    assert.equal(2, most)
+    for i, name in ipairs { "red", "green", "blue" } do
+      assert.equal(0, hosts[i]:wait(), hosts[i]:stderr())
+      local _, calls = hosts[i]:stdout():gsub(name .. ": call %d in slot [12], after waiting [%d.]+ s\n", "")
+      assert.equal(3, calls, hosts[i]:stdout())
+    end
+  end)
+end)
+
+describe("scripts/examples/many_databases.lua", function()
+  local conninfos = {}
+
+  setup(function()
+    for i = 1, 8 do
+      t.psql(("create database lockkeeper_shop_%d"):format(i))
+      conninfos[i] = t.conninfo({ dbname = "lockkeeper_shop_" .. i })
+    end
+  end)
+
+  teardown(function()
+    for i = 1, 8 do
+      t.psql(("drop database lockkeeper_shop_%d"):format(i))
+    end
+  end)
+
+  it("works in eight databases at once, and leaves out one where somebody else does", function()
+    local other <close> = t.connect({ dbname = "lockkeeper_shop_8" })
+    local held <close> = other:advisory("maintenance")
+    local code, out, err = t.run("run", "scripts/examples/many_databases.lua", table.unpack(conninfos))
+    assert.equal(0, code, err)
+    for i = 1, 7 do
+      assert.matches(("lockkeeper_shop_%d: analyzed, %%d+ kB\n"):format(i), out)
+    end
+    assert.matches("lockkeeper_shop_8: somebody is at it already\n", out)
+    assert.is_true(held:is_held())
+  end)
+
+  it("without arguments works in the one of the environment", function()
+    local code, out, err = t.run("run", "scripts/examples/many_databases.lua")
+    assert.equal(0, code, err)
+    assert.matches("^postgres: analyzed, %d+ kB\n$", out)
   end)
 end)
 
