@@ -606,6 +606,114 @@ describe("exec --max-run", function()
   end)
 end)
 
+describe("exec --prioritize", function()
+  local PSQL = require("tests.support.target").bindir() .. "/psql"
+  local holder
+
+  before_each(function()
+    t.psql("create table prioritized (v int)")
+    holder = t.connect({ application_name = "in the way" })
+    holder:exec("begin; lock table prioritized in access exclusive mode")
+  end)
+  after_each(function()
+    holder:close()
+    t.psql("drop table prioritized")
+  end)
+
+  it("ends the sessions that block the command's own, which are known by PGAPPNAME", function()
+    local child = t.lockkeeper("exec", "--lock", "hello", "--prioritize", "--", PSQL, "-Xqd", t.conninfo(),
+      "-c", "insert into prioritized values (1)")
+    assert.equal(0, child:wait())
+    assert.equal("57P01", select(2, holder:ping()).sqlstate)
+    assert.equal("1", t.observe("select count(*) from prioritized"))
+    assert.matches("terminated pid %d+, which blocks pid %d+", child:stderr())
+    assert.matches('application="in the way"', child:stderr(), 1, true)
+  end)
+
+  it("leaves others alone, those that wait for others than the command's sessions too", function()
+    local stranger = t.lockkeeper("exec", "--lock", "other", "--", PSQL, "-Xqd", t.conninfo(), "-c",
+      "insert into prioritized values (1)")
+    local child = t.lockkeeper("exec", "--lock", "hello", "--prioritize", "--", "sleep", "1.6")
+    assert.equal(0, child:wait())
+    assert.equal("", child:stderr())
+    assert.is_true(holder:ping())
+    holder:exec("rollback")
+    assert.equal(0, stranger:wait())
+  end)
+
+  it("never ends a session of the command's own that is in the way of another of them", function()
+    holder:exec("rollback")
+    local child = t.lockkeeper("exec", "--lock", "hello", "--prioritize", "--", "sh", "-c", [[
+      exec 3>&1
+      (echo 'begin; lock table prioritized in access exclusive mode;'; sleep 1.5; echo 'commit;') |
+        "$0" -Xqd "$1" &
+      until "$0" -XAtqd "$1" -c "select 1 from pg_locks where mode = 'AccessExclusiveLock' and granted
+        and relation = 'prioritized'::regclass" | grep -q 1; do sleep 0.01; done
+      "$0" -Xqd "$1" -c 'insert into prioritized values (1)' && wait $! && echo both]], PSQL, t.conninfo())
+    assert.equal(0, child:wait())
+    assert.equal("both\n", child:stdout())
+    assert.matches("left alone: its own waits are protected", child:stderr(), 1, true)
+  end)
+
+  it("exports a PGAPPNAME of its own, after the one that was there, and only then", function()
+    local function shown(name, ...)
+      local argv = { "exec", "--lock", "hello", ... }
+      table.move({ "--", "sh", "-c", [[printf %s "${PGAPPNAME-none}"]], { env = { PGAPPNAME = name } } },
+        1, 5, #argv + 1, argv)
+      local code, out = t.run(table.unpack(argv))
+      assert.equal(0, code)
+      return out
+    end
+    local first = shown(false, "--prioritize")
+    assert.matches("^sh %(lockkeeper %x+%)$", first)
+    assert.are_not.equal(first, shown(false, "--prioritize"))
+    assert.matches("^nightly %(lockkeeper %x+%)$", shown("nightly", "--prioritize"))
+    local long = shown(("é"):rep(100), "--prioritize")
+    assert.equal(63, #long)
+    assert.matches("^%?+ %(lockkeeper %x+%)$", long)
+    assert.equal("none", shown(false))
+    assert.equal("nightly", shown("nightly"))
+  end)
+
+  it("passes the command's exit code on, and gives the lock back", function()
+    local code, out = t.run("exec", "--lock", "hello", "--prioritize", "--", "sh", "-c", "echo out; exit 7")
+    assert.equal(7, code)
+    assert.equal("out\n", out)
+    assert.equal(127, (t.run("exec", "--lock", "hello", "--prioritize", "--", "no-such-command-here")))
+    wait_free(HELLO)
+  end)
+
+  it("is an error before the command runs where a second session can't be had", function()
+    t.psql("create role one_session login connection limit 1")
+    local code, out, err = t.run("exec", "--lock", "hello", "--prioritize", "--dsn",
+      t.conninfo({ user = "one_session" }), "--", "echo", "ran")
+    t.psql("drop role one_session")
+    assert.equal(69, code)
+    assert.equal("", out)
+    assert.matches("too many connections", err)
+  end)
+
+  it("ends the command when the lock is lost, all the same", function()
+    local command = a_sleep()
+    local child = t.lockkeeper("exec", "--lock", "hello", "--prioritize", "--", words(command))
+    local pid = wait_held(HELLO, child)
+    t.wait_until(function() return #running(command) == 1 end, "the command")
+    terminate(pid)
+    assert.equal(125, child:wait())
+    wait_gone(command)
+  end)
+
+  it("--max-run and signals reach the command as without it", function()
+    assert.equal(124, (t.run("exec", "--lock", "hello", "--prioritize", "--max-run", "300ms", "--",
+      words(a_sleep()))))
+    local child = t.lockkeeper("exec", "--lock", "hello", "--prioritize", "--", "sh", "-c",
+      "trap 'exit 9' TERM; echo ready; while :; do sleep 0.01; done")
+    wait_for_output(child, "ready")
+    child:signal("TERM")
+    assert.equal(9, child:wait())
+  end)
+end)
+
 describe("exec and the terminal", function()
   -- A terminal in which a shell runs; what is typed, and what has been shown.
   local function terminal(command, opts)

@@ -1,6 +1,7 @@
 --- lockkeeper exec: hold a lock while a command runs.
 local core = require "lockkeeper.core"
 local failure = require "lockkeeper.cli.failure"
+local holders = require "lockkeeper.holders"
 local host = require "lockkeeper.host"
 local ids = require "lockkeeper.cli.ids"
 local lock = require "lockkeeper"
@@ -38,33 +39,22 @@ exec.spec = {
     { "--mode", value = "MODE", key = "mode", help = "its mode (default ACCESS EXCLUSIVE)" },
     { "--lock-timeout", value = "D", key = "lock_timeout", kind = "duration",
       help = "lock_timeout of CMD's own sessions, through PGOPTIONS" },
+    { "--prioritize", key = "prioritize",
+      help = "terminate, every second, the sessions that block CMD's own, which are known by the PGAPPNAME "
+        .. "that it gets: those that it opens to this server under that name" },
     { "--max-run", value = "D", key = "max_run", kind = "duration", help = "stop CMD after that long" },
   },
 }
 
+-- PostgreSQL's NAMEDATALEN, less its NUL.
+local NAME_MAX = 63
+
 -- Of the milliseconds of a setting of PostgreSQL's.
 local SETTING_MAX = 2147483647
 
--- Who holds the locks that the FROM clause finds as `l`.
-local HOLDERS_SQL = [[
-SELECT l.pid, a.usename AS "user", a.application_name, pg_catalog.host(a.client_addr) AS client_addr
-  FROM pg_catalog.pg_locks l LEFT JOIN pg_catalog.pg_stat_activity a ON a.pid OPERATOR(pg_catalog.=) l.pid
- WHERE l.granted AND l.pid OPERATOR(pg_catalog.<>) pg_catalog.pg_backend_pid()
-   AND l.database OPERATOR(pg_catalog.=) (SELECT d.oid FROM pg_catalog.pg_database d
-         WHERE d.datname OPERATOR(pg_catalog.=) pg_catalog.current_database())
-   AND %s
- ORDER BY l.pid]]
-local ADVISORY_SQL = HOLDERS_SQL:format([[l.locktype OPERATOR(pg_catalog.=) 'advisory'
-   AND l.classid OPERATOR(pg_catalog.=) $1::pg_catalog.text::pg_catalog.oid
-   AND l.objid OPERATOR(pg_catalog.=) $2::pg_catalog.text::pg_catalog.oid
-   AND l.objsubid OPERATOR(pg_catalog.=) $3]])
-local TABLE_SQL = HOLDERS_SQL:format([[l.locktype OPERATOR(pg_catalog.=) 'relation'
-   AND l.relation OPERATOR(pg_catalog.=) pg_catalog.to_regclass($1)]])
-
----@return Wanted
+---@return WantedByCommand
 local function advisory(id, values)
   local key, second = lock.key(id, { scheme = values.scheme, prefix = values.prefix })
-  local classid, objid, objsubid = lock.key_parts(second and { key, second } or key)
   return {
     name = "lock " .. values.lock,
     take = function(timeout)
@@ -72,14 +62,14 @@ local function advisory(id, values)
         prefix = values.prefix })
     end,
     holders = function()
-      return lock.db:query(ADVISORY_SQL, tostring(classid), tostring(objid), objsubid)
+      return holders.advisory(lock.db, { second and { key, second } or key })
     end,
   }
 end
 
 -- The transaction is the hold, and each try has one of its own: a failed try leaves no snapshot
 -- and no transaction id that others would have to wait for.
----@return Wanted
+---@return WantedByCommand
 local function model(values)
   return {
     name = "table " .. values.model,
@@ -92,7 +82,7 @@ local function model(values)
       tx:rollback()
       return nil, err
     end,
-    holders = function() return lock.db:query(TABLE_SQL, values.model) end,
+    holders = function() return holders.relations(lock.db, { values.model }) end,
   }
 end
 
@@ -105,9 +95,17 @@ local function key_text(held)
   return tostring(held.key)
 end
 
+-- An application_name that no other session has. It begins with the one that CMD would have had, in
+-- letters that the server leaves as they are.
+local function session_name(argv)
+  local own = os.getenv("PGAPPNAME") or argv[1]:match("[^/]*$")
+  local mark = (" (lockkeeper %08x)"):format(math.random(0) & 0xffffffff)
+  return own:gsub("[^ -~]", "?"):sub(1, NAME_MAX - #mark) .. mark
+end
+
 -- What CMD finds in its environment beside ours.
-local function environment(held, values)
-  local env = { LOCKKEEPER_KEY = key_text(held) }
+local function environment(held, values, own_name)
+  local env = { LOCKKEEPER_KEY = key_text(held), PGAPPNAME = own_name }
   for name, value in pairs(values.forgotten or {}) do
     env[name] = value
   end
@@ -119,12 +117,27 @@ local function environment(held, values)
   return env
 end
 
-local function run(argv, held, values)
-  local code, how, err = core.foreground(argv, {
-    env = environment(held, values),
+-- Run CMD; while it runs, what blocks its sessions is ended, where that is wanted. Its exit code counts,
+-- whatever became of that.
+local function run_foreground(argv, held, values)
+  local name = values.prioritize and session_name(argv) or nil
+  local guarding <close> = name and lock.prioritize { sessions = { application_name = name } } or nil
+  local results = table.pack(core.foreground(argv, {
+    env = environment(held, values, name),
     max_run = values.max_run or nil,
     signals = host.forward_signals(),
-  })
+  }))
+  if guarding then
+    local ok, problem = pcall(guarding.close, guarding)
+    if not ok then
+      say("--" .. failure.text(problem))
+    end
+  end
+  return table.unpack(results, 1, results.n)
+end
+
+local function run(argv, held, values)
+  local code, how, err = run_foreground(argv, held, values)
   if not code then
     say(err.message)
     return how == "not_found" and 127 or 126
