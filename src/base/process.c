@@ -107,7 +107,7 @@ __attribute__((constructor)) static void remember_signals(void)
     pthread_sigmask(SIG_SETMASK, NULL, &blocked_at_start);
 }
 
-/* --- The family: every descendant of this heir or keeper --- */
+/* --- The family: every descendant of this heir, keeper or other process --- */
 
 typedef struct {
     int proc; /* /proc */
@@ -137,6 +137,12 @@ static void pid_set_add(PidSet *set, pid_t pid)
 {
     if (pid > 0 && pid < PID_LIMIT)
         set->words[pid / 64] |= UINT64_C(1) << (pid % 64);
+}
+
+static void pid_set_remove(PidSet *set, pid_t pid)
+{
+    if (pid > 0 && pid < PID_LIMIT)
+        set->words[pid / 64] &= ~(UINT64_C(1) << (pid % 64));
 }
 
 static bool pid_set_has(const PidSet *set, pid_t pid)
@@ -175,6 +181,8 @@ static PidSet found;     /* the descendants that this walk has come across */
 static PidSet strangers; /* processes that are older than the root */
 static PidSet asked;     /* the descendants that were sent SIGTERM ... */
 static PidSet killed;    /* ... and SIGKILL */
+static PidSet heirs;     /* this process's own: what descends from them is their affair */
+static PidSet spared;    /* likewise; see process_spare_strays */
 
 /* "123" and the suffix ("", "/stat") to `path`, without stdio. */
 static void proc_path(char path[PROC_PATH_SIZE], pid_t pid, const char *suffix)
@@ -254,7 +262,8 @@ static bool family_has(const Family *family, pid_t pid)
             proc_path(path, at, "/stat");
             if (!stat_read(family->proc, path, &stat))
                 break;
-            if (stat.started < family->started || stat.parent == 0) {
+            if (stat.started < family->started || stat.parent == 0 || pid_set_has(&heirs, at) ||
+                pid_set_has(&spared, at)) {
                 if (depth == 0)
                     pid_set_add(&strangers, pid);
                 return false;
@@ -882,6 +891,7 @@ static bool launch_fork(Launch *launch, Process *p, Error *err)
     p->heir = fork();
     if (p->heir == 0)
         heir_run(launch);
+    pid_set_add(&heirs, p->heir);
     failure = errno;
     pthread_sigmask(SIG_SETMASK, &before, NULL);
     errno = failure;
@@ -1086,6 +1096,38 @@ void process_free(Process *process)
     if (process->heir > 0) { /* ECHILD: other code of this process has reaped it */
         while (waitpid(process->heir, NULL, gone ? 0 : WNOHANG) < 0 && errno == EINTR)
             ;
+        pid_set_remove(&heirs, process->heir);
     }
     free(process);
+}
+
+void process_spare_strays(void)
+{
+    Family family = {0};
+
+    memset(&spared, 0, sizeof spared);
+    memset(&strangers, 0, sizeof strangers);
+    if (family_open(&family)) {
+        family_list(&family);
+        for (pid_t pid = pid_set_above(&listed, 0); pid > 0; pid = pid_set_above(&listed, pid)) {
+            if (pid != family.root)
+                family_has(&family, pid);
+        }
+        spared = found;
+    }
+    if (family.proc >= 0)
+        close(family.proc);
+}
+
+void process_kill_strays(void)
+{
+    enum { ROUNDS = 3 }; /* more than one for those that fork meanwhile */
+    Family family = {0};
+    Rounds rounds = {.pause_us = ROUND_SHORTEST_US};
+
+    if (!family_open(&family))
+        return;
+    for (int i = 0; i < ROUNDS; i++)
+        family_kill(&family, &rounds);
+    close(family.proc);
 }

@@ -84,6 +84,19 @@ void process_stop(Process *process);
 void process_kill(Process *process);
 
 /*
+ * SIGKILL to every descendant of this process that no Process has started (system(3), popen(3)),
+ * for a process that is about to end itself. Those of a Process are ended by their keeper. It makes
+ * this process a subreaper.
+ */
+void process_kill_strays(void);
+
+/*
+ * From now on spare those that are there now, and what descends from them. Makes this process a
+ * subreaper, so that what is left behind later is known.
+ */
+void process_spare_strays(void);
+
+/*
  * Forget it; where it still runs, it and its descendants are killed at once and waited for, at
  * most 2 s (one that the kernel does not let go stays the keeper's). NULL is fine.
  */

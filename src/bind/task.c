@@ -131,6 +131,26 @@ static int task_join(lua_State *L)
     return results + 1;
 }
 
+void bind_task_join_all(lua_State *L)
+{
+    lua_getfield(L, LUA_REGISTRYINDEX, UNJOINED);
+    for (lua_pushnil(L); lua_next(L, -2) != 0; lua_pushnil(L)) { /* the first, until none is left */
+        TaskObject *task = lua_touserdata(L, -2);
+
+        lua_pop(L, 1);
+        if (!task->joining) {
+            task->joining = true;
+            fiber_join(task->fiber);
+            task->fiber = NULL;
+            if (task->owns_finder)
+                luaL_unref(L, LUA_REGISTRYINDEX, task->finder);
+        }
+        lua_pushnil(L);
+        lua_rawset(L, -3);
+    }
+    lua_pop(L, 1);
+}
+
 /* find_sessions_by(fn): from now on fn(name) gives this task, and those it starts, its sessions */
 static int core_find_sessions_by(lua_State *L)
 {

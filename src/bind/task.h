@@ -19,4 +19,7 @@ void bind_task_register(lua_State *L);
  */
 int task_session_finder(void);
 
+/* Wait, uninterruptibly, for the end of every task that was not joined, and forget it. */
+void bind_task_join_all(lua_State *L);
+
 #endif

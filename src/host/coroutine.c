@@ -7,6 +7,8 @@
 #include <signal.h>
 #include <stddef.h>
 
+typedef enum { NOTHING, ONE_CALL, EVERY_CALL } Pending;
+
 static volatile sig_atomic_t pending;
 static lua_Hook pending_hook;
 
@@ -27,14 +29,35 @@ static void set_hook(void *coroutine)
 void coroutine_interrupt(lua_Hook hook)
 {
     pending_hook = hook;
-    pending = 1;
+    pending = ONE_CALL;
     fiber_each_slot(FIBER_COROUTINE, set_hook);
 }
 
 void coroutine_noticed(lua_State *L)
 {
-    pending = 0;
+    pending = NOTHING;
     lua_sethook(L, NULL, 0, 0);
+}
+
+void coroutine_stop(lua_Hook hook)
+{
+    pending_hook = hook;
+    pending = EVERY_CALL;
+    fiber_each_slot(FIBER_COROUTINE, set_hook);
+}
+
+void coroutine_go_on(void)
+{
+    if (pending == EVERY_CALL)
+        pending = NOTHING;
+}
+
+/* `thread` is about to run. */
+static void begins(lua_State *thread)
+{
+    runs(thread);
+    if (pending == EVERY_CALL)
+        set_hook(thread);
 }
 
 /*
@@ -44,7 +67,7 @@ void coroutine_noticed(lua_State *L)
 static void is_back(lua_State *L)
 {
     runs(L);
-    if (pending)
+    if (pending != NOTHING)
         set_hook(L);
 }
 
@@ -55,7 +78,7 @@ static int tracked_resume(lua_State *L)
     int results;
 
     luaL_checktype(L, 1, LUA_TTHREAD);
-    runs(lua_tothread(L, 1));
+    begins(lua_tothread(L, 1));
     results = resume(L);
     is_back(L);
     return results;
@@ -70,7 +93,7 @@ static int tracked_close(lua_State *L)
     lua_settop(L, 1);
     lua_pushvalue(L, lua_upvalueindex(1));
     lua_pushvalue(L, 1);
-    runs(lua_tothread(L, 1));
+    begins(lua_tothread(L, 1));
     status = lua_pcall(L, 1, LUA_MULTRET, 0);
     is_back(L);
     return status == LUA_OK ? lua_gettop(L) - 1 : lua_error(L);
@@ -82,7 +105,7 @@ static int raise_from(lua_State *L, lua_State *thread)
     int status = lua_status(thread);
 
     if (status != LUA_OK && status != LUA_YIELD) {
-        runs(thread);
+        begins(thread);
         status = lua_resetthread(thread);
         is_back(L);
         lua_xmove(thread, L, 1);
@@ -104,7 +127,7 @@ static int call_wrapped(lua_State *L)
 
     lua_pushvalue(L, lua_upvalueindex(2));
     lua_insert(L, 1);
-    runs(thread);
+    begins(thread);
     results = resume(L);
     is_back(L);
     return lua_toboolean(L, -results) ? results - 1 : raise_from(L, thread);

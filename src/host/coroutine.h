@@ -19,7 +19,14 @@ void coroutine_track(lua_State *L);
  */
 void coroutine_interrupt(lua_Hook hook);
 
-/* To be called by the hook first: it has been noticed. */
+/*
+ * The same at every instruction, of each coroutine that runs or is resumed, until coroutine_go_on.
+ * The hook may find itself called after that: it then takes itself off (lua_sethook).
+ */
+void coroutine_stop(lua_Hook hook);
+void coroutine_go_on(void);
+
+/* To be called by coroutine_interrupt's hook first: it has been noticed. */
 void coroutine_noticed(lua_State *L);
 
 #endif

@@ -2,6 +2,7 @@
 
 #include <errno.h>
 #include <signal.h>
+#include <stdatomic.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/eventfd.h>
@@ -24,6 +25,7 @@ struct Fiber {
     void *argument;
     FiberState state;
     int cancels;
+    bool serves;
     void *volatile slots[FIBER_SLOTS];
     Fiber *volatile next; /* in the ring of all fibers */
     /* what it waits for, while FIBER_WAITING */
@@ -42,10 +44,14 @@ struct Fiber {
 
 static Fiber main_fiber = {.next = &main_fiber};
 static Fiber *current = &main_fiber;
+static Fiber *served; /* in wait_serve: it and the serving fibers run, and nobody else */
 
 static int interrupt_fd = -1;
 static volatile sig_atomic_t interrupt_signal;
 static bool interrupt_told;
+static volatile sig_atomic_t stop_reason;
+static _Atomic bool inside;
+static _Atomic unsigned begun;
 static bool (*signal_check)(void);
 
 /* Every waiting fiber's descriptors, for one poll; kept between calls, grown as needed. */
@@ -78,9 +84,53 @@ int wait_interrupted(void)
     return interrupt_signal;
 }
 
+void wait_stop(WaitStop why)
+{
+    int saved = errno;
+    uint64_t one = 1;
+
+    if (stop_reason == STOP_NONE)
+        stop_reason = (sig_atomic_t)why;
+    (void)!write(interrupt_fd, &one, sizeof one);
+    errno = saved;
+}
+
+WaitStop wait_stopped(void)
+{
+    return (WaitStop)stop_reason;
+}
+
+void wait_go_on(void)
+{
+    uint64_t count;
+
+    if (stop_reason == STOP_NONE)
+        return;
+    stop_reason = STOP_NONE;
+    (void)!read(interrupt_fd, &count, sizeof count);
+    if (interrupt_signal != 0) /* what was read may have been its */
+        wait_interrupt((int)interrupt_signal);
+}
+
+bool wait_is_inside(void)
+{
+    return inside;
+}
+
+unsigned wait_begun(void)
+{
+    return begun;
+}
+
+/* Every wait, by anyone? */
+static bool all_interrupted(void)
+{
+    return interrupt_signal != 0 || stop_reason != STOP_NONE;
+}
+
 bool wait_is_interrupted(void)
 {
-    return interrupt_signal != 0 || current->cancels > 0;
+    return all_interrupted() || current->cancels > 0;
 }
 
 void wait_set_check(bool (*check)(void))
@@ -94,6 +144,11 @@ bool wait_interrupted_error(Error *err)
     if (interrupt_signal != 0)
         return error_set(err, ERROR_CANCELLED, "interrupted by signal %d (%s)",
                          (int)interrupt_signal, strsignal(interrupt_signal));
+    if (stop_reason == STOP_LOCK_LOST)
+        return error_set(err, ERROR_LOCK_LOST, "the session that held the job's lock has ended: the "
+                                               "job is stopped");
+    if (stop_reason == STOP_TIMED_OUT)
+        return error_set(err, ERROR_TIMED_OUT, "max_run has passed: the job is stopped");
     return error_set(err, ERROR_CANCELLED, "cancelled");
 }
 
@@ -134,7 +189,7 @@ static void switch_to(Fiber *to)
 
 static bool interrupted(const Fiber *fiber)
 {
-    return fiber->mode == WAIT_NORMAL && (interrupt_signal != 0 || fiber->cancels > 0);
+    return fiber->mode == WAIT_NORMAL && (all_interrupted() || fiber->cancels > 0);
 }
 
 static void wake(Fiber *fiber, WaitEnd end)
@@ -176,8 +231,8 @@ static nfds_t gather(int64_t *deadline_us)
         }
         fiber = fiber->next;
     } while (fiber != current);
-    /* Once an interrupt came, its descriptor is ready for ever: cleanup waits must not spin. */
-    if (interrupt_signal != 0)
+    /* Once an interrupt came, its descriptor is ready for long: cleanup waits must not spin. */
+    if (all_interrupted())
         polled[0].fd = -1;
     return count;
 }
@@ -220,13 +275,44 @@ static void interrupt_waiting(void)
     } while (fiber != current);
 }
 
+/* ppoll(2), with what wait_is_inside tells of it. */
+static int poll_inside(struct pollfd *fds, nfds_t count, const struct timespec *bound)
+{
+    int ready;
+
+    atomic_fetch_add_explicit(&begun, 1, memory_order_relaxed);
+    atomic_store_explicit(&inside, true, memory_order_relaxed);
+    ready = ppoll(fds, count, bound, NULL);
+    atomic_store_explicit(&inside, false, memory_order_relaxed);
+    return ready;
+}
+
+/* What interrupts all may have come while none of them polled. */
+static bool wake_interrupted(void)
+{
+    bool woken = false;
+    Fiber *fiber = current;
+
+    do {
+        if (fiber->state == FIBER_WAITING && interrupted(fiber)) {
+            wake(fiber, WAIT_INTERRUPTED);
+            woken = true;
+        }
+        fiber = fiber->next;
+    } while (fiber != current);
+    return woken;
+}
+
 static void poll_all(void)
 {
     int64_t deadline_us;
-    nfds_t count = gather(&deadline_us);
+    nfds_t count;
     struct timespec timeout;
     struct timespec *bound = NULL;
 
+    if (all_interrupted() && wake_interrupted())
+        return;
+    count = gather(&deadline_us);
     if (deadline_us != CLOCK_NEVER) {
         int64_t left = deadline_us - clock_monotonic_us();
 
@@ -235,7 +321,7 @@ static void poll_all(void)
         timeout.tv_nsec = left % 1000000 * 1000;
         bound = &timeout;
     }
-    if (ppoll(polled, count, bound, NULL) < 0) {
+    if (poll_inside(polled, count, bound) < 0) {
         if (signal_check != NULL && signal_check())
             interrupt_waiting();
         for (nfds_t i = 0; i < count; i++)
@@ -244,15 +330,20 @@ static void poll_all(void)
     distribute(deadline_us);
 }
 
+static bool may_run(const Fiber *fiber)
+{
+    return fiber->state == FIBER_RUNNABLE && (served == NULL || fiber == served || fiber->serves);
+}
+
 /* Run whoever can run next; returns when it is the current fiber's turn again. */
 static void schedule(void)
 {
     for (;;) {
         Fiber *fiber = current->next;
 
-        while (fiber != current && fiber->state != FIBER_RUNNABLE)
+        while (fiber != current && !may_run(fiber))
             fiber = fiber->next;
-        if (fiber->state == FIBER_RUNNABLE) {
+        if (may_run(fiber)) {
             switch_to(fiber);
             return;
         }
@@ -272,8 +363,8 @@ static WaitEnd wait_alone(struct pollfd *fds, nfds_t count)
         for (nfds_t i = 0; i < count; i++)
             all[i] = fds[i];
         all[count] = (struct pollfd){.fd = interrupt_fd, .events = POLLIN};
-        ready = ppoll(all, count + 1, NULL, NULL);
-        if (interrupt_signal != 0 || (ready < 0 && signal_check != NULL && signal_check()))
+        ready = poll_inside(all, count + 1, NULL);
+        if (all_interrupted() || (ready < 0 && signal_check != NULL && signal_check()))
             return WAIT_INTERRUPTED;
         if (ready > 0) {
             for (nfds_t i = 0; i < count; i++)
@@ -374,6 +465,20 @@ void fiber_cancel(Fiber *fiber)
 void fiber_absolve(Fiber *fiber)
 {
     fiber->cancels--;
+}
+
+void fiber_serve(Fiber *fiber)
+{
+    fiber->serves = true;
+}
+
+void wait_serve(void)
+{
+    if (served != NULL)
+        return;
+    served = current;
+    wait_for(NULL, 0, 0, WAIT_CLEANUP);
+    served = NULL;
 }
 
 static void unlink_fiber(Fiber *fiber)

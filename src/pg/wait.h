@@ -8,7 +8,8 @@
  * one ppoll(2).
  *
  * An interrupt (a signal such as Ctrl-C) ends every wait, now and from then on, except those in
- * WAIT_CLEANUP mode, which are for giving locks back and must bring a deadline of their own.
+ * WAIT_CLEANUP mode, which are for giving locks back and must bring a deadline of their own. A stop
+ * (a job has lost its lock, or its time is over) does the same until the job has ended.
  */
 #ifndef LOCKKEEPER_PG_WAIT_H
 #define LOCKKEEPER_PG_WAIT_H
@@ -29,7 +30,10 @@ typedef enum { WAIT_READY, WAIT_DEADLINE, WAIT_INTERRUPTED } WaitEnd;
  */
 WaitEnd wait_for(struct pollfd *fds, nfds_t count, int64_t deadline_us, WaitMode mode);
 
-/* *err for a wait that was interrupted: kind "cancelled", naming the signal. Returns false. */
+/*
+ * *err for a wait that was interrupted: kind "cancelled", naming the signal, or what the stop's
+ * reason says. Returns false.
+ */
 bool wait_interrupted_error(Error *err);
 
 /* Has such an error been made since the signal came? Then nobody else needs to raise one. */
@@ -46,6 +50,23 @@ int wait_interrupted(void);
 
 /* Would a WAIT_NORMAL wait of the caller end at once as interrupted? */
 bool wait_is_interrupted(void);
+
+typedef enum { STOP_NONE, STOP_LOCK_LOST, STOP_TIMED_OUT } WaitStop;
+
+/*
+ * Stop all that waits in this thread, until wait_go_on. Needs wait_enable_interrupt. Safe in a
+ * signal handler. The first reason stays.
+ */
+void wait_stop(WaitStop why);
+WaitStop wait_stopped(void);
+void wait_go_on(void);
+
+/*
+ * Where the thread that waits stands, for another one that supervises it: is it inside a wait at
+ * this moment, and how many did it begin so far? Where neither changes, it is stuck elsewhere.
+ */
+bool wait_is_inside(void);
+unsigned wait_begun(void);
 
 /*
  * For a program whose signal handlers are not ours (stock lua5.4): `check` is asked whenever a
@@ -64,6 +85,15 @@ bool fiber_start(Fiber **fiber, void (*run)(void *), void *argument, Error *err)
  */
 void fiber_cancel(Fiber *fiber);
 void fiber_absolve(Fiber *fiber);
+
+/* From now on it is one of those that wait_serve lets go on. */
+void fiber_serve(Fiber *fiber);
+
+/*
+ * Let serving fibers go on, and nobody else: for code that computes and never waits. It returns
+ * when they wait, and looks once whether what they wait for has come.
+ */
+void wait_serve(void);
 
 /* Wait, uninterruptibly, until it has ended; then free it. */
 void fiber_join(Fiber *fiber);

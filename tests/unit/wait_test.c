@@ -252,6 +252,50 @@ static void on_alarm(int signo)
     wait_interrupt(signo);
 }
 
+static void stop_all(void *argument)
+{
+    (void)argument;
+    wait_stop(STOP_LOCK_LOST);
+    CHECK(wait_for(NULL, 0, clock_deadline(1000), WAIT_CLEANUP) == WAIT_DEADLINE);
+}
+
+static void test_stop(void)
+{
+    Fiber *fiber;
+    Error err;
+
+    promise = "a stop ends the waits of all fibers, until all go on";
+    CHECK(wait_enable_interrupt(&err));
+    fiber = start(stop_all, NULL);
+    CHECK(wait_for(NULL, 0, CLOCK_NEVER, WAIT_NORMAL) == WAIT_INTERRUPTED);
+    CHECK(wait_stopped() == STOP_LOCK_LOST);
+    CHECK(!wait_interrupted_error(&err) && err.kind == ERROR_LOCK_LOST);
+    CHECK(wait_for(NULL, 0, CLOCK_NEVER, WAIT_NORMAL) == WAIT_INTERRUPTED);
+    fiber_join(fiber);
+    wait_go_on();
+    CHECK(wait_for(NULL, 0, clock_deadline(1000), WAIT_NORMAL) == WAIT_DEADLINE);
+    passed();
+}
+
+static void test_serve(void)
+{
+    Sleeper server = {"s", 1000};
+    Sleeper other = {"o", 1000};
+    Fiber *a = start(sleep_thrice, &server);
+    Fiber *b = start(sleep_thrice, &other);
+    int64_t end_us = clock_deadline(100000);
+
+    promise = "wait_serve lets serving fibers go on, and nobody else";
+    trail[0] = '\0';
+    fiber_serve(a);
+    while (clock_monotonic_us() < end_us)
+        wait_serve();
+    CHECK(strcmp(trail, "sss") == 0);
+    fiber_join(b);
+    fiber_join(a);
+    passed();
+}
+
 static void test_interrupt(void)
 {
     WaitEnd end = WAIT_READY;
@@ -282,6 +326,8 @@ int main(void)
     test_told();
     test_absolve();
     test_many();
+    test_serve();
+    test_stop();
     test_interrupt(); /* last: an interrupt stays */
     return 0;
 }
