@@ -71,4 +71,16 @@ function call.integer(name, options, option, from)
   return value
 end
 
+--- Call fn(held, ...) in a transaction block of its own inside the one that is open: an error in it is
+--- rolled back before the caller gives back what is held.
+---@param session Session
+---@param held any
+---@param fn fun(held: any, ...): ...
+function call.in_block(session, held, fn, ...)
+  local tx <close> = session:begin()
+  local results = table.pack(fn(held, ...))
+  tx:commit()
+  return table.unpack(results, 1, results.n)
+end
+
 return call

@@ -8,9 +8,11 @@
 local call = require "lockkeeper.call"
 local core = require "lockkeeper.core"
 local tasks = require "lockkeeper.tasks"
+local unset = require "lockkeeper.unset"
 
 local type = type
 local check_function, option, shift = call.check_function, call.option, call.shift
+local call_in_block = call.in_block
 
 core.set_home((debug.getinfo(1, "S").source:gsub("init%.lua$", "")))
 
@@ -48,6 +50,7 @@ core.set_home((debug.getinfo(1, "S").source:gsub("init%.lua$", "")))
 ---@field using? string|Session
 ---@field scheme? "pglock"|"pglocks"|"postgresql-lock"|"with_advisory_lock"|"hashtext"
 ---@field prefix? integer               with_advisory_lock's number
+---@field release? "deferred"           the release is sent at once, its reply read at the session's next use
 
 ---@class ModelOptions
 ---@field mode? string                  "SHARE", lock.SHARE, …; default "ACCESS EXCLUSIVE"
@@ -66,6 +69,7 @@ local lock = {
   array = core.array,
   sleep = core.sleep,
   tasks = tasks,
+  unset = unset,
   version = core.version,
 }
 for constant, mode in pairs(core.modes) do
@@ -76,15 +80,6 @@ local session_methods = core.session_methods
 
 ---------------------------------------------------------------------------------------------------
 -- advisory
-
--- In a transaction an error in fn is rolled back before the lock is given back, so the guard is
--- declared before the block.
-local function call_in_block(session, held, fn, ...)
-  local tx <close> = session:begin()
-  local results = table.pack(fn(held, ...))
-  tx:commit()
-  return table.unpack(results, 1, results.n)
-end
 
 local function call_with_xact_lock(session, id, options, fn, ...)
   local tx <close> = session:begin()
@@ -203,6 +198,114 @@ function session_methods:timeout(duration, options, fn, ...)
 end
 
 ---------------------------------------------------------------------------------------------------
+-- all, semaphore, row_locks, retry
+
+--- Hold several advisory locks, all of them or none, without deadlocks (see lockkeeper.all). With a
+--- function: calls fn(guard, ...) and returns its results.
+---@param list (string|integer|integer[]|AllElement)[]
+---@param options? AdvisoryOptions
+---@param fn? fun(held: AllGuard, ...): ...
+---@return AllGuard? held
+---@return Error? err
+function lock.all(list, options, fn, ...)
+  return require("lockkeeper.all")(nil, list, options, fn, ...)
+end
+
+function session_methods:all(list, options, fn, ...)
+  return require("lockkeeper.all")(self, list, options, fn, ...)
+end
+
+--- Have one of n slots, so that there are at most n holders (see lockkeeper.semaphore). With a function:
+--- calls fn(guard, ...) and returns its results.
+---@param id string
+---@param n integer
+---@param options? SemaphoreOptions
+---@param fn? fun(held: SlotGuard, ...): ...
+---@return SlotGuard? held
+---@return Error? err
+function lock.semaphore(id, n, options, fn, ...)
+  return require("lockkeeper.semaphore")(nil, id, n, options, fn, ...)
+end
+
+function session_methods:semaphore(id, n, options, fn, ...)
+  return require("lockkeeper.semaphore")(self, id, n, options, fn, ...)
+end
+
+--- Lock the rows of a query until the transaction, which must be open, ends (see lockkeeper.row_locks).
+---@param sql string
+---@param parameters? any[]
+---@param options? RowLocksOptions
+---@return table[]? rows
+---@return Error? err
+function lock.row_locks(sql, parameters, options)
+  return require("lockkeeper.row_locks")(nil, sql, parameters, options)
+end
+
+function session_methods:row_locks(sql, parameters, options)
+  return require("lockkeeper.row_locks")(self, sql, parameters, options)
+end
+
+--- Run fn(tx) in a transaction under a short lock timeout, again and again until it has its locks (see
+--- lockkeeper.retry).
+---@param options? RetryOptions
+---@param fn fun(tx: Session): ...
+---@return any ...  fn's results
+function lock.retry(options, fn)
+  return require("lockkeeper.retry")(nil, options, fn)
+end
+
+function session_methods:retry(options, fn)
+  return require("lockkeeper.retry")(self, options, fn)
+end
+
+---------------------------------------------------------------------------------------------------
+-- prioritize
+
+--- While a statement of this session waits for a lock, end the sessions that block it (see
+--- lockkeeper.prioritize). With a function: calls fn(handle, ...) and returns its results.
+---@param options? PrioritizeOptions
+---@param fn? fun(handle: PrioritizeHandle, ...): ...
+---@return PrioritizeHandle|any
+function lock.prioritize(options, fn, ...)
+  return require("lockkeeper.prioritize")(nil, options, fn, ...)
+end
+
+function session_methods:prioritize(options, fn, ...)
+  return require("lockkeeper.prioritize")(self, options, fn, ...)
+end
+
+---------------------------------------------------------------------------------------------------
+-- locks, blocked, names
+
+--- Every lock of the database that is held or waited for (see lockkeeper.query).
+---@param filter? table|fun(row: LockRow): any   see lockkeeper.filter
+---@return LockList
+function lock.locks(filter)
+  return require("lockkeeper.query").locks(nil, filter)
+end
+
+function session_methods:locks(filter)
+  return require("lockkeeper.query").locks(self, filter)
+end
+
+--- Who is blocked by whom: one row a blocked lock and blocker (see lockkeeper.query).
+---@param filter? table|fun(row: BlockedRow): any
+---@return BlockedList
+function lock.blocked(filter)
+  return require("lockkeeper.query").blocked(nil, filter)
+end
+
+function session_methods:blocked(filter)
+  return require("lockkeeper.query").blocked(self, filter)
+end
+
+--- Names to try, under every scheme, when an advisory key is to be shown as a name (see lockkeeper.names).
+---@param spec table  { "nightly-report", pattern = "job:%s" }
+function lock.names(spec)
+  require("lockkeeper.names").add(spec)
+end
+
+---------------------------------------------------------------------------------------------------
 -- sessions
 
 --- Run fn(tx) in a transaction: commits, or rolls back and raises again; nested: a savepoint.
@@ -297,25 +400,46 @@ function lock.log(level, text, fields)
   core.log(level, tostring(text), names, values)
 end
 
---- Run a command, without a shell. It is stopped when a session of this process that holds a lock
---- ends, and with this process; so is everything that it started.
----@param command table  { "pg_dump", "-Fc", stdin = text, env = { NAME = value }, cwd =, grace = }
----@return integer code  its exit code; 128 + N where signal N ended it
----@return string stdout
----@return string stderr
-function lock.sh(command)
-  if type(command) ~= "table" then
-    core.usage("sh: a list of the command and its arguments was expected, not a " .. type(command))
-  end
-  local argv, options = {}, {}
-  for key, value in pairs(command) do
-    if math.type(key) == "integer" then
-      argv[key] = value
-    else
-      options[key] = value
-    end
-  end
-  return core.command(argv, options)
+--- Run a command, without a shell (see lockkeeper.command).
+---@param given table       { "pg_dump", "-Fc", stdin =, stdout =, stderr =, env =, cwd =, grace = }
+---@return integer code     its exit code; 128 + N where signal N ended it
+---@return string? stdout   nil where a function or a file got it
+---@return string? stderr
+function lock.sh(given)
+  return require("lockkeeper.command").run(given)
+end
+
+---------------------------------------------------------------------------------------------------
+-- jobs and policies (lockkeeper.definition, which is loaded when something is defined)
+
+--- Define a job.
+---@param name string
+---@param definition JobDefinition
+---@return Job?
+function lock.job(name, definition)
+  return require("lockkeeper.definition").job(name, definition)
+end
+
+--- Define a policy, for the jobs and policies below it in the file, or, in the configuration, for all.
+---@param name string
+---@param definition Policy
+function lock.policy(name, definition)
+  require("lockkeeper.definition").policy(name, definition)
+end
+
+--- What a job holds while it runs: lock.guard.advisory(id, options), semaphore(id, n, options),
+--- model(names, options), row_locks(sql, parameters, options).
+lock.guard = setmetatable({}, {
+  __index = function(_, kind)
+    return require("lockkeeper.definition").guard_of_kind(kind)
+  end,
+})
+
+--- What a file defines: its jobs, policies and audits, for tests of it. Runs nothing but the file itself.
+---@param path string
+---@return LoadedFile
+function lock.load(path)
+  return require("lockkeeper.load").load(path)
 end
 
 -- lock.db is the default session, made when it is first asked for.

@@ -5,12 +5,17 @@
 
 #include <stdarg.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 #include <time.h>
 #include <unistd.h>
 
 static LogLevel threshold = LOG_INFO;
 static LogFormat chosen_format = LOG_LOGFMT;
+
+/* What log_set_common was given: texts in one block with the fields; NULL: nothing. */
+static LogField *common;
+static void (*listener)(LogLevel level, const char *message, const LogField *fields);
 
 static const char *const LEVEL_NAMES[] = {"debug", "info", "warning", "error"};
 
@@ -117,21 +122,67 @@ static void append_time(PQExpBuffer out)
     append_field(out, "time", text, false);
 }
 
+bool log_set_common(const LogField *fields)
+{
+    size_t count = 0;
+    size_t size = 0;
+    char *text;
+
+    free(common);
+    common = NULL;
+    for (; fields != NULL && fields[count].name != NULL; count++)
+        size += strlen(fields[count].name) + strlen(fields[count].value) + 2;
+    if (count == 0)
+        return true;
+    common = malloc((count + 1) * sizeof *common + size);
+    if (common == NULL)
+        return false;
+    text = (char *)(common + count + 1);
+    for (size_t i = 0; i < count; i++) {
+        common[i] = (LogField){text, stpcpy(text, fields[i].name) + 1, fields[i].bare};
+        text = stpcpy((char *)common[i].value, fields[i].value) + 1;
+    }
+    common[count] = (LogField){NULL, NULL, false};
+    return true;
+}
+
+void log_set_listener(void (*listen)(LogLevel level, const char *message, const LogField *fields))
+{
+    listener = listen;
+}
+
+static bool has_field(const LogField *fields, const char *name)
+{
+    for (; fields != NULL && fields->name != NULL; fields++) {
+        if (fields->value != NULL && strcmp(fields->name, name) == 0)
+            return true;
+    }
+    return false;
+}
+
+static void append_fields(PQExpBuffer out, const LogField *fields, const LogField *stronger)
+{
+    for (; fields != NULL && fields->name != NULL; fields++) {
+        if (fields->value != NULL && !has_field(stronger, fields->name))
+            append_field(out, fields->name, fields->value, fields->bare);
+    }
+}
+
 void log_write(LogLevel level, const char *message, const LogField *fields)
 {
     PQExpBufferData out;
     size_t written = 0;
 
+    if (listener != NULL)
+        listener(level, message, fields);
     if (!log_enabled(level))
         return;
     initPQExpBuffer(&out);
     append_time(&out);
     append_field(&out, "level", LEVEL_NAMES[level], false);
     append_field(&out, "msg", message, false);
-    for (; fields != NULL && fields->name != NULL; fields++) {
-        if (fields->value != NULL)
-            append_field(&out, fields->name, fields->value, fields->bare);
-    }
+    append_fields(&out, fields, NULL);
+    append_fields(&out, common, fields);
     appendPQExpBufferStr(&out, chosen_format == LOG_JSON ? "}\n" : "\n");
     while (!PQExpBufferDataBroken(out) && written < out.len) {
         ssize_t n = write(STDERR_FILENO, out.data + written, out.len - written);
@@ -148,7 +199,7 @@ void log_printf(LogLevel level, const char *format, ...)
     char message[2048];
     va_list args;
 
-    if (!log_enabled(level))
+    if (!log_enabled(level) && listener == NULL)
         return;
     va_start(args, format);
     vsnprintf(message, sizeof message, format, args);

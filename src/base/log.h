@@ -33,4 +33,14 @@ void log_write(LogLevel level, const char *message, const LogField *fields);
 /* The same without fields, from a printf format. */
 void log_printf(LogLevel level, const char *format, ...) __attribute__((format(printf, 2, 3)));
 
+/*
+ * Fields of every event from now on, after its own; an event's own field of the same name is
+ * stronger. Copied; NULL or none: no more. False where memory ran out: then there are none.
+ */
+bool log_set_common(const LogField *fields);
+
+/* Call `listen` with each event, whatever its level; it may not log. NULL: no more. */
+void log_set_listener(void (*listen)(LogLevel level, const char *message,
+                                     const LogField *fields));
+
 #endif

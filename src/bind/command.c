@@ -6,6 +6,7 @@
 #include "base/process.h"
 #include "bind/args.h"
 #include "bind/session.h"
+#include "pg/heart.h"
 #include "pg/wait.h"
 
 #include <errno.h>
@@ -22,20 +23,25 @@
 enum {
     DEFAULT_GRACE_US = 5000000,
     WATCHED_MAX = 64,
-    BEAT_US = 5000000,    /* between two questions to a session */
-    ANSWER_US = 14000000, /* for it to answer */
 };
 
 extern char **environ;
 
-/* Our ends of its pipes, what came out of them, what is still to go in. All freed by __gc. */
+/*
+ * Our ends of its pipes, what came out of them, what is still to go in. All freed by __gc. Its
+ * user values are the functions that get what it writes, if there are any.
+ */
 typedef struct {
     Process *process;
     int in, out, err;
+    int in_file, out_file, err_file; /* open files of the caller's in place of pipes; -1: none */
+    bool out_sink, err_sink;         /* a function gets it, not the text */
     PQExpBufferData out_text, err_text;
     const char *input; /* kept by the Lua stack */
     size_t input_left;
 } Command;
+
+enum { UV_OUT_SINK = 1, UV_ERR_SINK };
 
 static void close_fd(int *fd)
 {
@@ -69,9 +75,10 @@ static int command_gc(lua_State *L)
 
 static Command *new_command(lua_State *L)
 {
-    Command *command = lua_newuserdatauv(L, sizeof *command, 0);
+    Command *command = lua_newuserdatauv(L, sizeof *command, 2);
 
-    *command = (Command){.in = -1, .out = -1, .err = -1};
+    *command = (Command){
+        .in = -1, .out = -1, .err = -1, .in_file = -1, .out_file = -1, .err_file = -1};
     initPQExpBuffer(&command->out_text);
     initPQExpBuffer(&command->err_text);
     luaL_setmetatable(L, COMMAND_TNAME);
@@ -177,10 +184,51 @@ static const char *const *check_env(lua_State *L, int index)
     return env;
 }
 
-/* { stdin = text, env = {…}, cwd = text, grace = duration }, at index 2 */
+/* The descriptor of the open file on top, with nothing left in its buffer; -1: it is no file. */
+static int file_descriptor(lua_State *L, const char *what)
+{
+    const luaL_Stream *stream = luaL_testudata(L, -1, LUA_FILEHANDLE);
+
+    if (stream == NULL)
+        return -1;
+    if (stream->closef == NULL)
+        args_usage(L, "sh: %s is a closed file", what);
+    fflush(stream->f);
+    return fileno(stream->f);
+}
+
+static void check_input(lua_State *L, Command *command)
+{
+    command->in_file = file_descriptor(L, "stdin");
+    if (command->in_file >= 0)
+        return;
+    if (lua_type(L, -1) != LUA_TSTRING)
+        args_usage(L, "sh: stdin must be a text or an open file");
+    command->input = lua_tolstring(L, -1, &command->input_left);
+}
+
+/* A function or an open file, on top; `command` is at index 3. */
+static void check_output(lua_State *L, const char *what, int *file, bool *sink, int uservalue)
+{
+    char got[64];
+
+    *file = file_descriptor(L, what);
+    if (*file >= 0)
+        return;
+    if (!lua_isfunction(L, -1)) {
+        args_describe(L, -1, got, sizeof got);
+        args_usage(L, "sh: %s must be a function of a text or an open file, not %s", what, got);
+    }
+    *sink = true;
+    lua_pushvalue(L, -1);
+    lua_setiuservalue(L, 3, uservalue);
+}
+
+/* { stdin, stdout, stderr, env = {…}, cwd = text, grace = duration }, at index 2 */
 static void check_options(lua_State *L, Command *command, ProcessSpec *spec)
 {
-    static const char *const NAMES[] = {"stdin", "env", "cwd", "grace", NULL};
+    static const char *const NAMES[] = {"stdin", "env",    "cwd",   "grace",
+                                        "stdout", "stderr", NULL};
 
     if (!args_has_options(L, 2, "sh"))
         return;
@@ -189,9 +237,11 @@ static void check_options(lua_State *L, Command *command, ProcessSpec *spec)
         int option = args_option(L, "sh", NAMES);
 
         if (option == 0) {
-            if (lua_type(L, -1) != LUA_TSTRING)
-                args_usage(L, "sh: stdin must be a text");
-            command->input = lua_tolstring(L, -1, &command->input_left);
+            check_input(L, command);
+        } else if (option == 4) {
+            check_output(L, "stdout", &command->out_file, &command->out_sink, UV_OUT_SINK);
+        } else if (option == 5) {
+            check_output(L, "stderr", &command->err_file, &command->err_sink, UV_ERR_SINK);
         } else if (option == 1) {
             if (!lua_istable(L, -1))
                 args_usage(L, "sh: env is a table of name = value");
@@ -208,16 +258,11 @@ static void check_options(lua_State *L, Command *command, ProcessSpec *spec)
 
 /* ---- running --------------------------------------------------------------------------------- */
 
-/* A session that holds a lock: the command ends with it. */
+/* The sessions that hold a lock: the command ends with them. */
 typedef struct {
-    struct Watched *watched;
-    Session *session;
-    Fiber *fiber; /* NULL: none could be started */
-} Heart;
-
-typedef struct Watched {
     int sockets[WATCHED_MAX];
-    Heart hearts[WATCHED_MAX];
+    Session *sessions[WATCHED_MAX];
+    Heart *hearts[WATCHED_MAX];
     int count;
     Process *process;
     bool lost; /* a session did not answer any more */
@@ -230,28 +275,16 @@ static void watch_session(Session *session, void *context)
     if (session->conn == NULL || session->lost || session->holds.next == &session->holds ||
         watched->count == WATCHED_MAX)
         return;
-    watched->hearts[watched->count] = (Heart){.watched = watched, .session = session};
+    watched->sessions[watched->count] = session;
     watched->sockets[watched->count++] = PQsocket(session->conn);
 }
 
-/*
- * A socket hangs up where the other end closes it. A server that hangs, or a proxy that swallows,
- * is silent: so the sessions are asked while the command runs. It is noticed within 20 s.
- */
-static void beat(void *argument)
+static void fall_silent(void *context)
 {
-    Heart *heart = argument;
-    Error err;
+    Watched *watched = context;
 
-    while (wait_for(NULL, 0, clock_deadline(BEAT_US), WAIT_NORMAL) == WAIT_DEADLINE) {
-        if (heart->session->activity != SESSION_FREE)
-            continue; /* whoever uses it finds out */
-        if (!session_heartbeat(heart->session, ANSWER_US, &err) && heart->session->lost) {
-            heart->watched->lost = true;
-            process_stop(heart->watched->process);
-            return;
-        }
-    }
+    watched->lost = true;
+    process_stop(watched->process);
 }
 
 static void start_hearts(Watched *watched, Process *process)
@@ -260,19 +293,15 @@ static void start_hearts(Watched *watched, Process *process)
 
     watched->process = process;
     for (int i = 0; i < watched->count; i++) {
-        if (!fiber_start(&watched->hearts[i].fiber, beat, &watched->hearts[i], &err))
+        if (!heart_start(&watched->hearts[i], watched->sessions[i], fall_silent, watched, &err))
             log_printf(LOG_WARNING, "the session is not watched for silence: %s", err.message);
     }
 }
 
 static void stop_hearts(Watched *watched)
 {
-    for (int i = 0; i < watched->count; i++) {
-        if (watched->hearts[i].fiber != NULL) {
-            fiber_cancel(watched->hearts[i].fiber);
-            fiber_join(watched->hearts[i].fiber);
-        }
-    }
+    for (int i = 0; i < watched->count; i++)
+        heart_stop(watched->hearts[i]);
 }
 
 static bool open_pipe(int *ours, int *theirs, bool in, Error *err)
@@ -287,17 +316,27 @@ static bool open_pipe(int *ours, int *theirs, bool in, Error *err)
     return true;
 }
 
+/* The command's end: a file of the caller's, else of a pipe whose other end is ours. */
+static bool open_end(int *ours, int *theirs, int file, bool in, Error *err)
+{
+    if (file < 0)
+        return open_pipe(ours, theirs, in, err);
+    *theirs = fcntl(file, F_DUPFD_CLOEXEC, 0);
+    return *theirs >= 0 || error_set(err, ERROR_USAGE, "fcntl: %s", strerror(errno));
+}
+
 static bool start(Command *command, ProcessSpec *spec, Error *err)
 {
+    bool no_input = command->input == NULL && command->in_file < 0;
     int ignored;
     bool ok;
 
     spec->in = spec->out = spec->err = -1;
-    if (command->input == NULL)
+    if (no_input)
         spec->in = open("/dev/null", O_RDONLY | O_CLOEXEC);
-    ok = (command->input == NULL || open_pipe(&command->in, &spec->in, true, err)) &&
-         open_pipe(&command->out, &spec->out, false, err) &&
-         open_pipe(&command->err, &spec->err, false, err) &&
+    ok = (no_input || open_end(&command->in, &spec->in, command->in_file, true, err)) &&
+         open_end(&command->out, &spec->out, command->out_file, false, err) &&
+         open_end(&command->err, &spec->err, command->err_file, false, err) &&
          process_start(&command->process, spec, &ignored, err);
     close_fd(&spec->in);
     close_fd(&spec->out);
@@ -338,21 +377,71 @@ static void feed(Command *command)
         close_fd(&command->in);
 }
 
-static void drain(int *fd, PQExpBuffer text)
-{
-    char piece[65536];
-    ssize_t got = read(*fd, piece, sizeof piece);
+typedef struct {
+    const char *data;
+    size_t length;
+} Piece;
 
-    if (got > 0)
-        appendBinaryPQExpBuffer(text, piece, (size_t)got);
-    else if (got == 0 || (errno != EAGAIN && errno != EINTR))
+/* sink, piece: what lua_pcall calls, since a text has to be made */
+static int call_sink(lua_State *L)
+{
+    const Piece *piece = lua_touserdata(L, 2);
+
+    lua_settop(L, 1);
+    lua_pushlstring(L, piece->data, piece->length);
+    lua_call(L, 1, 0);
+    return 0;
+}
+
+/*
+ * Read what is there into the text, or give it to the sink, if `sink` is its user value's number.
+ * Returns false where the sink raised an error, which is on the stack then.
+ */
+static bool drain(lua_State *L, int *fd, PQExpBuffer text, int sink)
+{
+    char data[65536];
+    ssize_t got = read(*fd, data, sizeof data);
+
+    if (got == 0 || (got < 0 && errno != EAGAIN && errno != EINTR)) {
         close_fd(fd);
+    } else if (got > 0 && sink == 0) {
+        appendBinaryPQExpBuffer(text, data, (size_t)got);
+    } else if (got > 0) {
+        Piece piece = {data, (size_t)got};
+
+        lua_pushcfunction(L, call_sink);
+        lua_getiuservalue(L, 3, sink);
+        lua_pushlightuserdata(L, &piece);
+        return lua_pcall(L, 2, 0, 0) == LUA_OK;
+    }
+    return true;
+}
+
+/* What happened while it ran; an error of a sink's is on the Lua stack. */
+typedef struct {
+    bool interrupted;
+    bool sink_failed;
+} RunEnd;
+
+static void drain_both(lua_State *L, Command *command, const struct pollfd fds[2], RunEnd *end)
+{
+    if (fds[0].revents != 0 && !end->sink_failed)
+        end->sink_failed =
+            !drain(L, &command->out, &command->out_text, command->out_sink ? UV_OUT_SINK : 0);
+    if (fds[1].revents != 0 && !end->sink_failed)
+        end->sink_failed =
+            !drain(L, &command->err, &command->err_text, command->err_sink ? UV_ERR_SINK : 0);
+    if (end->sink_failed) { /* nobody wants to know the rest */
+        close_fd(&command->out);
+        close_fd(&command->err);
+        process_stop(command->process);
+    }
 }
 
 /* Until both its end and the end of its output have arrived, in either order. */
-static void run(Command *command, ProcessStatus *status, bool *interrupted)
+static void run(lua_State *L, Command *command, ProcessStatus *status, RunEnd *end)
 {
-    *interrupted = false;
+    *end = (RunEnd){.interrupted = false};
     process_read(command->process, status);
     while (status->state == PROCESS_RUNNING || command->out >= 0 || command->err >= 0) {
         struct pollfd fds[4] = {
@@ -363,21 +452,27 @@ static void run(Command *command, ProcessStatus *status, bool *interrupted)
             {.fd = command->in, .events = POLLOUT},
         };
 
-        if (wait_for(fds, 4, CLOCK_NEVER, *interrupted ? WAIT_CLEANUP : WAIT_NORMAL) ==
+        if (wait_for(fds, 4, CLOCK_NEVER, end->interrupted ? WAIT_CLEANUP : WAIT_NORMAL) ==
             WAIT_INTERRUPTED) {
-            *interrupted = true;
+            end->interrupted = true;
             process_stop(command->process);
             continue;
         }
         if (fds[0].revents != 0)
             process_read(command->process, status);
-        if (fds[1].revents != 0)
-            drain(&command->out, &command->out_text);
-        if (fds[2].revents != 0)
-            drain(&command->err, &command->err_text);
+        drain_both(L, command, fds + 1, end);
         if (fds[3].revents != 0)
             feed(command);
     }
+}
+
+/* nil in place of the text where a function or a file got it */
+static void push_output(lua_State *L, PQExpBuffer text, bool elsewhere)
+{
+    if (elsewhere)
+        lua_pushnil(L);
+    else
+        lua_pushlstring(L, text->data, text->len);
 }
 
 /* command({ "pg_dump", … }, options | nil): exit code, stdout, stderr */
@@ -387,7 +482,7 @@ static int core_command(lua_State *L)
     Watched watched = {.count = 0};
     Command *command;
     ProcessStatus status;
-    bool interrupted;
+    RunEnd end;
     Error err;
 
     lua_settop(L, 2);
@@ -401,8 +496,9 @@ static int core_command(lua_State *L)
         return args_raise(L, &err);
     if (command->in >= 0 && command->input_left == 0)
         close_fd(&command->in);
+    luaL_checkstack(L, 8, "sh");
     start_hearts(&watched, command->process);
-    run(command, &status, &interrupted);
+    run(L, command, &status, &end);
     stop_hearts(&watched);
     release_process(command);
     if (status.lost || watched.lost) {
@@ -410,15 +506,17 @@ static int core_command(lua_State *L)
                                          "it was stopped", spec.argv[0]);
         return args_raise(L, &err);
     }
-    if (interrupted) {
+    if (end.interrupted) {
         wait_interrupted_error(&err);
         return args_raise(L, &err);
     }
+    if (end.sink_failed)
+        return lua_error(L);
     if (PQExpBufferDataBroken(command->out_text) || PQExpBufferDataBroken(command->err_text))
         return luaL_error(L, "not enough memory for the output of \"%s\"", spec.argv[0]);
     lua_pushinteger(L, status.exit_code);
-    lua_pushlstring(L, command->out_text.data, command->out_text.len);
-    lua_pushlstring(L, command->err_text.data, command->err_text.len);
+    push_output(L, &command->out_text, command->out_sink || command->out_file >= 0);
+    push_output(L, &command->err_text, command->err_sink || command->err_file >= 0);
     release(command);
     return 3;
 }

@@ -4,10 +4,14 @@
 #include "base/log.h"
 #include "bind/args.h"
 #include "bind/command.h"
+#include "bind/environment.h"
 #include "bind/json.h"
 #include "bind/locks.h"
+#include "bind/output.h"
 #include "bind/rows.h"
+#include "bind/schedule.h"
 #include "bind/session.h"
+#include "bind/snapshot.h"
 #include "bind/task.h"
 #include "pg/wait.h"
 
@@ -54,18 +58,18 @@ static int core_monotonic(lua_State *L)
     return 1;
 }
 
-/* error(kind, message): an error of that kind, "not_acquired" or another, to be returned */
-static int core_error(lua_State *L)
+/* fail(kind, message, raises): nil and an error of that kind, or raises it */
+static int core_fail(lua_State *L)
 {
     const char *name = luaL_checkstring(L, 1);
     ErrorKind kind = ERROR_USAGE;
     Error err;
 
-    while (kind < ERROR_TIMED_OUT && strcmp(name, error_kind_name(kind)) != 0)
+    while (kind <= ERROR_TIMED_OUT && strcmp(name, error_kind_name(kind)) != 0)
         kind++;
+    luaL_argcheck(L, kind <= ERROR_TIMED_OUT, 1, "unknown kind of error");
     error_set(&err, kind, "%s", luaL_checkstring(L, 2));
-    args_push_error(L, &err);
-    return 1;
+    return lua_toboolean(L, 3) ? args_raise(L, &err) : args_fail(L, &err);
 }
 
 /* usage(message): raises a usage error */
@@ -150,6 +154,15 @@ static int core_log_configure(lua_State *L)
     return 0;
 }
 
+/* forbid(reason | nil): while it is set no session connects or is used; returns the earlier one */
+static int core_forbid(lua_State *L)
+{
+    lua_settop(L, 1);
+    lua_pushstring(L, session_forbidden());
+    session_forbid(luaL_optstring(L, 1, NULL));
+    return 1;
+}
+
 /* set_home(prefix): chunk names that begin so are our own */
 static int core_set_home(lua_State *L)
 {
@@ -164,11 +177,21 @@ static int core_set_default(lua_State *L)
     return 0;
 }
 
-/* set_application(name): application_name of sessions made from now on */
+/* set_application(name): application_name of sessions made from now on; returns what it was */
 static int core_set_application(lua_State *L)
 {
-    bind_session_application(luaL_checkstring(L, 1));
-    return 0;
+    const char *name = luaL_checkstring(L, 1);
+
+    lua_pushstring(L, bind_session_application_name());
+    bind_session_application(name);
+    return 1;
+}
+
+/* traceback(level): the script's lines */
+static int core_traceback(lua_State *L)
+{
+    args_push_traceback(L, L, (int)luaL_optinteger(L, 1, 0));
+    return 1;
 }
 
 static const luaL_Reg FUNCTIONS[] = {
@@ -176,15 +199,17 @@ static const luaL_Reg FUNCTIONS[] = {
     {"duration", core_duration},
     {"now", core_now},
     {"monotonic", core_monotonic},
-    {"error", core_error},
+    {"fail", core_fail},
     {"usage", core_usage},
     {"nearest", core_nearest},
     {"array", core_array},
     {"log", core_log},
     {"log_configure", core_log_configure},
+    {"forbid", core_forbid},
     {"set_home", core_set_home},
     {"set_default", core_set_default},
     {"set_application", core_set_application},
+    {"traceback", core_traceback},
     {NULL, NULL},
 };
 
@@ -229,7 +254,11 @@ int luaopen_lockkeeper_core(lua_State *L)
     bind_session_register(L);
     bind_locks_register(L);
     bind_rows_register(L);
+    bind_schedule_register(L);
     bind_command_register(L);
+    bind_environment_register(L);
+    bind_output_register(L);
+    bind_snapshot_register(L);
     luaL_newmetatable(L, SQL_ARRAY_TNAME);
     luaL_newmetatable(L, JSON_ARRAY_TNAME);
     lua_pop(L, 2);

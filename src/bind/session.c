@@ -41,6 +41,11 @@ void bind_session_application(const char *application)
     text_copy(application_name, sizeof application_name, application);
 }
 
+const char *bind_session_application_name(void)
+{
+    return application_name;
+}
+
 void bind_session_default_conninfo(lua_State *L, const char *conninfo)
 {
     lua_pushstring(L, conninfo);
@@ -53,6 +58,7 @@ typedef struct {
     const char *kind;
     Session *session; /* NULL before it was made, or after __gc */
     bool closed;      /* by close(): only reconnect() opens it again */
+    bool kept;        /* a job runs on it: close() and reconnect() are refused */
     int lent_to;      /* of the task that has it by name (task_session_finder); else LUA_NOREF */
 } SessionObject;
 
@@ -171,6 +177,19 @@ void bind_session_push_known_types(lua_State *L, int index)
     lua_remove(L, -2);
 }
 
+/* The session object at `index`, or the one of the transaction there; it may be closed. */
+static SessionObject *any_session_object(lua_State *L, int index)
+{
+    SessionObject *object;
+
+    if (args_to_kind(L, index, TRANSACTION) == NULL)
+        return luaL_checkudata(L, index, SESSION);
+    lua_getiuservalue(L, index, UV_SESSION);
+    object = lua_touserdata(L, -1);
+    lua_pop(L, 1); /* the transaction keeps it */
+    return object;
+}
+
 /* ---- names ----------------------------------------------------------------------------------- */
 
 /* Where a session that says nothing else connects to. Valid while nothing sets it anew. */
@@ -249,6 +268,44 @@ static int core_borrowed_session(lua_State *L)
     return 1;
 }
 
+/* name_session(name, session | nil): that name's from now on; returns the one it was, or nil */
+static int core_name_session(lua_State *L)
+{
+    args_text(L, 1, "the name");
+    lua_settop(L, 2);
+    if (!lua_isnil(L, 2))
+        luaL_checkudata(L, 2, SESSION);
+    lua_getfield(L, LUA_REGISTRYINDEX, NAMED);
+    lua_pushvalue(L, 1);
+    lua_gettable(L, -2);
+    lua_insert(L, 1);
+    lua_insert(L, 2);
+    lua_rawset(L, 2);
+    lua_settop(L, 1);
+    return 1;
+}
+
+/* keep_session(session, kept): may a script close it? */
+static int core_keep_session(lua_State *L)
+{
+    SessionObject *object = luaL_checkudata(L, 1, SESSION);
+
+    object->kept = lua_toboolean(L, 2);
+    return 0;
+}
+
+static void refuse_kept(lua_State *L, const SessionObject *object, const char *verb)
+{
+    Error err;
+
+    if (!object->kept)
+        return;
+    error_usage(&err, "the job's session can't be %s inside the job: the job's locks are on it",
+                verb);
+    error_hint(&err, "lock.connect gives a session of its own.");
+    args_raise(L, &err);
+}
+
 /* is_clean(session): has its user left nothing open or held on it? */
 static int core_is_clean(lua_State *L)
 {
@@ -297,6 +354,22 @@ void bind_session_each(lua_State *L, void (*visit)(Session *session, void *conte
     lua_pop(L, 1);
 }
 
+void bind_session_close_lent(lua_State *L)
+{
+    lua_getfield(L, LUA_REGISTRYINDEX, ALL);
+    lua_pushnil(L);
+    while (lua_next(L, -2) != 0) {
+        SessionObject *object = lua_touserdata(L, -2);
+
+        if (object->session != NULL && object->lent_to != LUA_NOREF) {
+            session_close(object->session);
+            object->closed = true;
+        }
+        lua_pop(L, 1);
+    }
+    lua_pop(L, 1);
+}
+
 /* ---- connecting ------------------------------------------------------------------------------ */
 
 /* lock.connect { conninfo = …, name = …, pooler = … } */
@@ -338,6 +411,29 @@ static int lock_connect(lua_State *L)
         return args_raise(L, &err);
     if (name != NULL)
         name_session(L, name);
+    return 1;
+}
+
+/* beside(session): a new session to where that one connects, not connected yet */
+static int core_beside(lua_State *L)
+{
+    const Session *session = bind_session_check(L, 1);
+
+    new_session(L, session->conninfo, NULL, session->promise);
+    return 1;
+}
+
+/* backend_pid(session): the server's process, or nil where it is not connected; never connects */
+static int core_backend_pid(lua_State *L)
+{
+    const SessionObject *object;
+
+    lua_settop(L, 1);
+    object = any_session_object(L, 1);
+    if (object->session == NULL || object->session->lost || object->session->pid == 0)
+        lua_pushnil(L);
+    else
+        lua_pushinteger(L, object->session->pid);
     return 1;
 }
 
@@ -415,7 +511,7 @@ static PGresult **run_statement(lua_State *L, Session *session)
         result = result_push(L);
         *result = session_script(session, check_sql(L, 2), &err);
     }
-    if (*result == NULL)
+    if (*result == NULL || session_owes(session, &err))
         args_raise(L, &err);
     return result;
 }
@@ -620,6 +716,8 @@ static int push_notification(lua_State *L, Session *session, int64_t deadline_us
     int pid;
     Error err;
 
+    if (!session_settle(session, &err) || session_owes(session, &err))
+        return args_raise(L, &err);
     notification = session_notification(session, deadline_us, &err);
     if (notification == NULL) {
         if (err.kind != ERROR_NONE)
@@ -773,24 +871,11 @@ static int session_lua_ping(lua_State *L)
     int64_t start_us = clock_monotonic_us();
     Error err;
 
-    if (!session_run(session, "SELECT", WAIT_NORMAL, &err))
+    if (!session_run(session, "SELECT", WAIT_NORMAL, &err) || session_owes(session, &err))
         return args_fail(L, &err);
     lua_pushboolean(L, true);
     lua_pushnumber(L, (double)(clock_monotonic_us() - start_us) / 1e6);
     return 2;
-}
-
-/* The session object at `index`, or the one of the transaction there; it may be closed. */
-static SessionObject *any_session_object(lua_State *L, int index)
-{
-    SessionObject *object;
-
-    if (args_to_kind(L, index, TRANSACTION) == NULL)
-        return luaL_checkudata(L, index, SESSION);
-    lua_getiuservalue(L, index, UV_SESSION);
-    object = lua_touserdata(L, -1);
-    lua_pop(L, 1); /* the transaction keeps it */
-    return object;
 }
 
 /* db:reconnect(): ends the connection, if there is one, and opens it again; returns the session */
@@ -801,6 +886,7 @@ static int session_lua_reconnect(lua_State *L)
 
     if (object->session == NULL)
         args_usage(L, "the session is closed");
+    refuse_kept(L, object, "connected again");
     if (!session_reconnect(object->session, &err))
         return args_raise(L, &err);
     object->closed = false;
@@ -808,18 +894,24 @@ static int session_lua_reconnect(lua_State *L)
     return 1;
 }
 
-/* db:close(): ends the connection, and every lock with it; idempotent */
+/* db:close(): ends the connection, and every lock with it; idempotent. Raises what is still owed. */
 static int session_lua_close(lua_State *L)
 {
     SessionObject *object = any_session_object(L, 1);
+    bool failing = !lua_isnoneornil(L, 2); /* as __close */
+    bool owes;
+    Error err;
 
     if (object->session == NULL || object->closed)
         return 0;
+    refuse_kept(L, object, "closed");
     if (object->session->activity == SESSION_BUSY)
         args_usage(L, "the session is in use by another task");
+    session_settle(object->session, &err);
+    owes = !failing && session_owes(object->session, &err);
     session_close(object->session);
     object->closed = true;
-    return 0;
+    return owes ? args_raise(L, &err) : 0;
 }
 
 /* What is known of a session without asking the server; true where that was pushed. */
@@ -839,14 +931,15 @@ static bool push_known_property(lua_State *L, const SessionObject *object, const
 /* What is known once it is connected. */
 static bool push_server_property(lua_State *L, int index, const char *name)
 {
-    static const char *const NAMES[] = {"pid", "server_version", "in_recovery", "database"};
+    static const char *const NAMES[] = {"pid", "server_version", "in_recovery", "database",
+                                        "keeps_state"};
     Session *session;
     size_t which = 0;
     Error err;
 
-    while (which < 4 && strcmp(name, NAMES[which]) != 0)
+    while (which < 5 && strcmp(name, NAMES[which]) != 0)
         which++;
-    if (which == 4)
+    if (which == 5)
         return false;
     session = check_session_object(L, index);
     if (!session_open(session, &err))
@@ -857,8 +950,10 @@ static bool push_server_property(lua_State *L, int index, const char *name)
         lua_pushinteger(L, session->server_version);
     else if (which == 2)
         lua_pushboolean(L, session->in_recovery);
-    else
+    else if (which == 3)
         lua_pushstring(L, PQdb(session->conn));
+    else
+        lua_pushboolean(L, session_keeps_state(session));
     return true;
 }
 
@@ -949,9 +1044,13 @@ static const luaL_Reg TRANSACTION_METHODS[] = {
 
 static const luaL_Reg FUNCTIONS[] = {
     {"connect", lock_connect},
+    {"beside", core_beside},
+    {"backend_pid", core_backend_pid},
     {"database", lock_database},
     {"session", lock_session},
     {"borrowed_session", core_borrowed_session},
+    {"name_session", core_name_session},
+    {"keep_session", core_keep_session},
     {"is_clean", core_is_clean},
     {"ident", lock_ident},
     {NULL, NULL},

@@ -20,6 +20,7 @@ void bind_session_default_conninfo(lua_State *L, const char *conninfo);
 
 /* application_name of sessions made from now on, where the conninfo names none. Copied. */
 void bind_session_application(const char *application);
+const char *bind_session_application_name(void);
 
 /*
  * The session at `index`: a session, an open transaction's session, or a session's name; nil or
@@ -45,5 +46,8 @@ Statement bind_session_statement(lua_State *L, Session *session);
 /* Call `visit` for every session, but those that other tasks have by name. */
 void bind_session_each(lua_State *L, void (*visit)(Session *session, void *context),
                        void *context);
+
+/* Close the sessions that tasks had by name and did not give back. */
+void bind_session_close_lent(lua_State *L);
 
 #endif

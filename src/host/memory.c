@@ -1,6 +1,7 @@
 #include "host/memory.h"
 
 #include <stdbool.h>
+#include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -23,12 +24,32 @@ typedef struct Chunk {
 struct Memory {
     FreeBlock *free[CLASS_COUNT];
     Chunk *chunks;
-    size_t used; /* of the first chunk */
+    size_t used;  /* of the first chunk */
+    size_t lent;  /* what Lua has, by its own count */
+    size_t limit; /* SIZE_MAX: none */
+    void (*refused)(void *context);
+    void *refused_context;
 };
 
 Memory *memory_new(void)
 {
-    return calloc(1, sizeof(Memory));
+    Memory *memory = calloc(1, sizeof *memory);
+
+    if (memory != NULL)
+        memory->limit = SIZE_MAX;
+    return memory;
+}
+
+size_t memory_used(const Memory *memory)
+{
+    return memory->lent;
+}
+
+void memory_set_limit(Memory *memory, size_t limit, void (*refused)(void *context), void *context)
+{
+    memory->limit = limit == 0 ? SIZE_MAX : limit;
+    memory->refused = refused;
+    memory->refused_context = context;
 }
 
 void memory_free(Memory *memory)
@@ -100,17 +121,10 @@ static void give_back(Memory *memory, void *block, size_t size)
     memory->free[class_of(size)] = freed;
 }
 
-void *memory_allocate(void *ud, void *block, size_t old_size, size_t new_size)
+static void *move(Memory *memory, void *block, size_t old_size, size_t new_size)
 {
-    Memory *memory = ud;
     void *moved;
 
-    if (block == NULL) /* old_size then tells a kind of object */
-        return new_size == 0 ? NULL : take(memory, new_size);
-    if (new_size == 0) {
-        give_back(memory, block, old_size);
-        return NULL;
-    }
     if (!is_small(old_size) && !is_small(new_size))
         return realloc(block, new_size);
     if (is_small(old_size) && is_small(new_size) && class_of(old_size) == class_of(new_size))
@@ -121,4 +135,36 @@ void *memory_allocate(void *ud, void *block, size_t old_size, size_t new_size)
     memcpy(moved, block, old_size < new_size ? old_size : new_size);
     give_back(memory, block, old_size);
     return moved;
+}
+
+static bool is_too_much(Memory *memory, size_t old_size, size_t new_size)
+{
+    if (new_size <= old_size || (memory->lent < memory->limit &&
+                                 new_size - old_size <= memory->limit - memory->lent))
+        return false;
+    if (memory->refused != NULL)
+        memory->refused(memory->refused_context);
+    return true;
+}
+
+void *memory_allocate(void *ud, void *block, size_t old_size, size_t new_size)
+{
+    Memory *memory = ud;
+    void *given;
+
+    if (block == NULL)
+        old_size = 0; /* it tells a kind of object */
+    if (is_too_much(memory, old_size, new_size))
+        return NULL;
+    if (new_size == 0) {
+        if (block != NULL)
+            give_back(memory, block, old_size);
+        given = NULL;
+    } else {
+        given = block == NULL ? take(memory, new_size) : move(memory, block, old_size, new_size);
+        if (given == NULL)
+            return NULL;
+    }
+    memory->lent += new_size - old_size;
+    return given;
 }

@@ -1,12 +1,15 @@
 #include "host/state.h"
 
 #include "base/clock.h"
+#include "base/process.h"
 #include "bind/args.h"
 #include "bind/module.h"
 #include "host/coroutine.h"
+#include "host/describe.h"
 #include "host/embedded.h"
 #include "host/memory.h"
 #include "host/signals.h"
+#include "host/watcher.h"
 #include "pg/conninfo.h"
 #include "pg/wait.h"
 
@@ -193,20 +196,21 @@ static int host_check_conninfo(lua_State *L)
 }
 
 /*
- * untrusted(file, folder): why an open file, found in that folder, should not be run: others could
- * have put it there, or what is in it. Else nil.
+ * untrusted(file, folder | nil): why an open file, found in that folder, should not be run: others
+ * could have put it there, or what is in it. Else nil. Without a folder, the file alone is judged.
  */
 static int host_untrusted(lua_State *L)
 {
     const luaL_Stream *stream = luaL_checkudata(L, 1, LUA_FILEHANDLE);
-    const char *path = luaL_checkstring(L, 2);
+    const char *path = luaL_optstring(L, 2, NULL);
     struct stat file, folder;
 
-    if (fstat(fileno(stream->f), &file) != 0 || stat(path, &folder) != 0)
+    if (fstat(fileno(stream->f), &file) != 0 || (path != NULL && stat(path, &folder) != 0))
         lua_pushstring(L, strerror(errno));
     else if (geteuid() == 0 && (file.st_mode & S_IWOTH) != 0)
         lua_pushliteral(L, "anybody may write to it, and root runs this");
-    else if (file.st_uid != geteuid() && file.st_uid != 0 && (folder.st_mode & S_IWOTH) != 0)
+    else if (path != NULL && file.st_uid != geteuid() && file.st_uid != 0 &&
+             (folder.st_mode & S_IWOTH) != 0)
         lua_pushliteral(L, "it is another user's, in a folder that anybody may write to");
     else
         lua_pushnil(L);
@@ -236,6 +240,68 @@ static int host_replace(lua_State *L)
     return 2;
 }
 
+/* Where a script was refused memory first; "": nowhere since the limit was set. */
+static char refused_at[300];
+
+static void note_refusal(void *main_state)
+{
+    lua_State *L = *fiber_slot(FIBER_COROUTINE);
+
+    if (refused_at[0] == '\0')
+        args_where(L == NULL ? main_state : L, refused_at, sizeof refused_at);
+    if (refused_at[0] == '\0')
+        text_copy(refused_at, sizeof refused_at, "?");
+}
+
+/*
+ * memory_limit(bytes): what Lua may have from now on, garbage included; memory_limit(nil): no
+ * limit; returns the script's place where memory was refused since, "?" where no script ran, or nil
+ */
+static int host_memory_limit(lua_State *L)
+{
+    lua_Integer bytes = luaL_optinteger(L, 1, 0);
+    void *memory;
+
+    lua_getallocf(L, &memory);
+    if (bytes > 0) {
+        refused_at[0] = '\0';
+        memory_set_limit(memory, (size_t)bytes, note_refusal, L);
+        return 0;
+    }
+    memory_set_limit(memory, 0, NULL, NULL);
+    if (refused_at[0] == '\0')
+        return 0;
+    lua_pushstring(L, refused_at);
+    refused_at[0] = '\0';
+    return 1;
+}
+
+/* spare_strays(): children that this process has now are none of what kill_strays ends */
+static int host_spare_strays(lua_State *L)
+{
+    (void)L;
+    process_spare_strays();
+    return 0;
+}
+
+/* kill_strays(): ends what was started since by os.execute, io.popen and their like, and still runs */
+static int host_kill_strays(lua_State *L)
+{
+    (void)L;
+    process_kill_strays();
+    return 0;
+}
+
+/* same_stream(): do standard output and standard error go to the same place? */
+static int host_same_stream(lua_State *L)
+{
+    struct stat out, err;
+
+    lua_pushboolean(L, fstat(STDOUT_FILENO, &out) == 0 && fstat(STDERR_FILENO, &err) == 0 &&
+                           out.st_dev == err.st_dev && out.st_ino == err.st_ino);
+    return 1;
+}
+
 static int open_host(lua_State *L)
 {
     luaL_newlib(L, ((luaL_Reg[]){{"embedded_status", host_embedded_status},
@@ -251,7 +317,13 @@ static int open_host(lua_State *L)
                                  {"check_conninfo", host_check_conninfo},
                                  {"untrusted", host_untrusted},
                                  {"replace", host_replace},
+                                 {"watched", watcher_watched},
+                                 {"memory_limit", host_memory_limit},
+                                 {"same_stream", host_same_stream},
+                                 {"spare_strays", host_spare_strays},
+                                 {"kill_strays", host_kill_strays},
                                  {NULL, NULL}}));
+    describe_register(L);
     return 1;
 }
 

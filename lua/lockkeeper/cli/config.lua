@@ -1,4 +1,4 @@
---- The configuration file, run before a script: it may declare databases for `using`.
+--- The configuration file, run before a script: it may declare databases for `using`, and policies.
 local failure = require "lockkeeper.cli.failure"
 local host = require "lockkeeper.host"
 local script = require "lockkeeper.cli.script"
@@ -42,23 +42,33 @@ local function open(path)
   return file, path
 end
 
---- Run it: the named one, else, where `search` is true, the one that is found, if any.
-function config.run(named, search)
+--- Open it: the named one, else, where `search` is true, the one that is found, if any.
+---@return file*? file
+---@return string? path
+function config.open(named, search)
   local file, path
   if named then
     file, path = open(named)
   elseif search then
     file, path = find()
   end
+  if file then
+    script.check_trust(file, "the configuration " .. path, path:match("^(.*)/") or ".")
+  end
+  return file, path
+end
+
+--- Run it, where there is one (see config.open). Its policies are then known to all that is loaded.
+function config.run(named, search)
+  local file, path = config.open(named, search)
   if not file then
     return
   end
-  local reason = host.untrusted(file, path:match("^(.*)/") or ".")
-  if reason then
-    failure.unloaded(("the configuration %s is not run: %s"):format(path, reason))
-  end
   local loaded = script.load(file, "the configuration " .. path, "@" .. path)
+  local definition = require "lockkeeper.definition"
+  definition.begin(path, { configuration = true })
   local ok, err = xpcall(loaded, failure.caught)
+  definition.finish()
   if not ok and not host.interrupted() then
     failure.unloaded(("the configuration %s failed: %s"):format(path, failure.text(err)), err.traceback)
   elseif not ok then

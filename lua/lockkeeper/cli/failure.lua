@@ -114,7 +114,7 @@ function failure.exit_code(err, usage)
   if getmetatable(err) == UNLOADED then
     return 2
   elseif failure.is_ours(err) then
-    return err.kind == "usage" and usage or EXIT[err.kind] or 1
+    return err.kind == "usage" and (err.definition and 2 or usage) or EXIT[err.kind] or 1
   end
   return 1
 end

@@ -7,7 +7,10 @@ local options = require "lockkeeper.cli.options"
 local target = require "lockkeeper.cli.target"
 require "lockkeeper" -- which tells what is left out of tracebacks, where a script does not
 
-local COMMANDS = { "run", "exec", "key", "who", "db" }
+local COMMANDS = { "run", "exec", "check", "ls", "key", "who", "db" }
+
+-- Those that commands call, not people.
+local INTERNAL = { describe = true }
 
 local USAGE = [[
 Usage: lockkeeper COMMAND [options]
@@ -16,6 +19,8 @@ Runs Lua scripts and commands under PostgreSQL's locks.
 
   run FILE [ARG...]        runs a Lua script
   exec --lock ID -- CMD    holds a lock while a command runs
+  check PATH...            what is wrong with files that define jobs; runs none
+  ls [PID...]              locks, who waits for whom; cancels and terminates
   key ID                   the key that a name becomes, as pg_locks shows it
   who ID                   who holds a lock, and who waits for it
   db ACTION                the embedded PostgreSQL: start, stop, status, url, psql
@@ -60,7 +65,9 @@ local function run_command(name, words)
   core.log_configure(values.log_level, values.log_format)
   target.settle(values) -- may start a server, which is not to be interrupted
   host.catch_signals()
-  config.run(values.config, command.spec.runs_script)
+  if not command.spec.own_config then
+    config.run(values.config, command.spec.runs_script)
+  end
   local ok, result = xpcall(command.main, failure.caught, values, operands)
   if not ok then
     if failure.is_words(result) then
@@ -90,6 +97,9 @@ local function unknown(name)
 end
 
 local function is_command(name)
+  if INTERNAL[name] then
+    return true
+  end
   for _, command in ipairs(COMMANDS) do
     if command == name then
       return true

@@ -3,8 +3,8 @@
 -- A specification: { usage =, summary =, text = { paragraph, … }, operands = { min =, max =, name = },
 -- rest = true, options = { { "-w", "--timeout", value = "D", key = "timeout", kind = "duration",
 -- help = "…" }, … } }. kind: "text" (the default), "duration", "integer" (`from`, `to`), "choice" (of
--- `choices`); an option without `value` is a flag. With `rest` everything from the first operand on
--- is left as it is.
+-- `choices`); an option without `value` is a flag; `list = true`: it may be given several times, and
+-- its values are a list. With `rest` everything from the first operand on is left as it is.
 local core = require "lockkeeper.core"
 local failure = require "lockkeeper.cli.failure"
 
@@ -132,7 +132,13 @@ function options.parse(spec, words)
             wrong(("%s needs a value: %s %s"):format(name, name, option.value))
           end
         end
-        values[option.key] = convert(option, name, value)
+        value = convert(option, name, value)
+        if option.list then
+          local list = values[option.key] or {}
+          list[#list + 1], values[option.key] = value, list
+        else
+          values[option.key] = value
+        end
       end
     end
     i = i + 1

@@ -1,36 +1,42 @@
---- Lua files of the user's: scripts and the configuration.
+--- Lua files of the user's: scripts, job files and the configuration.
 local failure = require "lockkeeper.cli.failure"
+local files = require "lockkeeper.load"
+local host = require "lockkeeper.host"
 
 local script = {}
 
-local function read(file, name)
+--- The text of an open file, which is closed. `name` is how messages call it.
+function script.read(file, name)
   local text, reason = file:read("a")
   if not text then
     failure.unloaded(("cannot read %s: %s"):format(name, reason))
   end
-  return text
-end
-
---- The function of an open file, which is closed. `name` is how messages call it, `chunk` Lua.
-function script.load(file, name, chunk)
-  local text = read(file, name)
   if file ~= io.stdin then
     file:close()
   end
-  -- The line of a "#!" stays, empty, so that line numbers agree.
-  text = text:gsub("^\xEF\xBB\xBF", ""):gsub("^#[^\n]*", "")
-  if not text:find("%S") then
-    failure.unloaded(name .. " is empty")
-  elseif text:sub(1, 1) == "\27" then
-    failure.unloaded(name .. " is a compiled chunk: only the text of a script is run")
-  elseif text:sub(1, 4096):find("\0", 1, true) then
-    failure.unloaded(name .. " is not a Lua script: it is a binary file")
-  end
-  local loaded, message = load(text, chunk, "t")
+  return text
+end
+
+--- The function of a text.
+function script.compile(text, name, chunk)
+  local loaded, message = files.compile(text, name, chunk)
   if not loaded then
     failure.unloaded(message)
   end
   return loaded
+end
+
+--- The function of an open file, which is closed. `name` is how messages call it, `chunk` Lua.
+function script.load(file, name, chunk)
+  return script.compile(script.read(file, name), name, chunk)
+end
+
+--- Raise where others may have written what is in an open file, or (with a folder) may have put it there.
+function script.check_trust(file, name, folder)
+  local reason = host.untrusted(file, folder)
+  if reason then
+    failure.unloaded(("%s is not run: %s"):format(name, reason))
+  end
 end
 
 return script
