@@ -1101,13 +1101,23 @@ void process_free(Process *process)
     free(process);
 }
 
+/* Where this is a subreaper, no child means no descendant. */
+static bool has_children(void)
+{
+    siginfo_t ignored;
+
+    return waitid(P_ALL, 0, &ignored, WEXITED | WNOHANG | WNOWAIT) == 0;
+}
+
 void process_spare_strays(void)
 {
-    Family family = {0};
+    Family family = {.proc = -1};
 
     memset(&spared, 0, sizeof spared);
     memset(&strangers, 0, sizeof strangers);
-    if (family_open(&family)) {
+    if (!has_children()) {
+        prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0);
+    } else if (family_open(&family)) {
         family_list(&family);
         for (pid_t pid = pid_set_above(&listed, 0); pid > 0; pid = pid_set_above(&listed, pid)) {
             if (pid != family.root)
@@ -1130,4 +1140,31 @@ void process_kill_strays(void)
     for (int i = 0; i < ROUNDS; i++)
         family_kill(&family, &rounds);
     close(family.proc);
+}
+
+/* Those that were killed are gone, within this time, and leave no zombie of ours behind. */
+enum { REAP_US = 200000, REAP_PAUSE_US = 2000 };
+
+static bool reap_killed(void)
+{
+    bool all = true;
+
+    for (pid_t pid = pid_set_above(&killed, 0); pid > 0; pid = pid_set_above(&killed, pid)) {
+        if (waitpid(pid, NULL, WNOHANG) == 0)
+            all = false;
+        else /* it is reaped, or was another's child */
+            pid_set_remove(&killed, pid);
+    }
+    return all;
+}
+
+void process_end_strays(void)
+{
+    int64_t deadline_us = clock_deadline(REAP_US);
+
+    if (has_children())
+        process_kill_strays();
+    while (!reap_killed() && clock_monotonic_us() < deadline_us)
+        usleep(REAP_PAUSE_US);
+    prctl(PR_SET_CHILD_SUBREAPER, 0, 0, 0, 0);
 }

@@ -97,6 +97,13 @@ void process_kill_strays(void);
 void process_spare_strays(void);
 
 /*
+ * process_kill_strays for a process that goes on: waits a moment until they are gone, and makes
+ * this process no subreaper any more. What io.popen has started and was killed can't tell how it
+ * ended.
+ */
+void process_end_strays(void);
+
+/*
  * Forget it; where it still runs, it and its descendants are killed at once and waited for, at
  * most 2 s (one that the kernel does not let go stays the keeper's). NULL is fine.
  */

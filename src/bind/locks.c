@@ -92,8 +92,8 @@ static void check_pair(lua_State *L, int index, const KeyOptions *options, LockK
     char place[PLACE_SIZE];
 
     if (length != 2)
-        args_usage(L, "%san id that is a table must be two int4 keys {a, b}; this one has %d elements",
-                   id_place(options, place), (int)length);
+        args_usage(L, "%san id that is a table must be two int4 keys {a, b}; this one has %d "
+                      "elements", id_place(options, place), (int)length);
     lua_rawgeti(L, index, 1);
     lua_rawgeti(L, index, 2);
     for (int i = 0; i < 2; i++) {
@@ -115,6 +115,7 @@ static void check_pair(lua_State *L, int index, const KeyOptions *options, LockK
 static LockKey check_key(lua_State *L, int index, const KeyOptions *options)
 {
     LockKey key = {0};
+    Session *session = NULL;
     char place[PLACE_SIZE];
     char got[64];
     size_t length;
@@ -124,10 +125,9 @@ static LockKey check_key(lua_State *L, int index, const KeyOptions *options)
     switch (lua_type(L, index)) {
     case LUA_TSTRING:
         text = lua_tolstring(L, index, &length);
-        if (!key_from_name(options->scheme, text, length, options->prefix,
-                           options->scheme == SCHEME_HASHTEXT ? bind_session_using(L, options->using)
-                                                              : NULL,
-                           &key, &err))
+        if (options->scheme == SCHEME_HASHTEXT)
+            session = bind_session_using(L, options->using);
+        if (!key_from_name(options->scheme, text, length, options->prefix, session, &key, &err))
             args_raise(L, &err);
         break;
     case LUA_TNUMBER:
@@ -738,8 +738,8 @@ static void check_locks(lua_State *L, AdvisoryOptions *options, AllRequest *requ
 }
 
 /*
- * all(session | nil, list, options | nil, with_function): a guard, or nil and the error. The session
- * is options.using's where none is given.
+ * all(session | nil, list, options | nil, with_function): a guard, or nil and the error. The
+ * session is options.using's where none is given.
  */
 static int lock_all(lua_State *L)
 {

@@ -285,6 +285,27 @@ static int core_name_session(lua_State *L)
     return 1;
 }
 
+/* connected_sessions(): a set of those that are, without those that other tasks have by name */
+static int core_connected_sessions(lua_State *L)
+{
+    int finder = task_session_finder();
+
+    lua_newtable(L);
+    lua_getfield(L, LUA_REGISTRYINDEX, ALL);
+    for (lua_pushnil(L); lua_next(L, -2) != 0; lua_pop(L, 1)) {
+        const SessionObject *object = lua_touserdata(L, -2);
+
+        if (object->session == NULL || object->session->conn == NULL ||
+            (object->lent_to != LUA_NOREF && object->lent_to != finder))
+            continue;
+        lua_pushvalue(L, -2);
+        lua_pushboolean(L, true);
+        lua_rawset(L, -6);
+    }
+    lua_pop(L, 1);
+    return 1;
+}
+
 /* keep_session(session, kept): may a script close it? */
 static int core_keep_session(lua_State *L)
 {
@@ -1051,6 +1072,7 @@ static const luaL_Reg FUNCTIONS[] = {
     {"borrowed_session", core_borrowed_session},
     {"name_session", core_name_session},
     {"keep_session", core_keep_session},
+    {"connected_sessions", core_connected_sessions},
     {"is_clean", core_is_clean},
     {"ident", lock_ident},
     {NULL, NULL},

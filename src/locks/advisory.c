@@ -13,8 +13,8 @@
 /* ---- SQL ------------------------------------------------------------------------------------- */
 
 /*
- * Every statement for one kind of lock. Each answers with one row, without columns, for yes and none
- * for no: the server then has no column to describe, which it would do again each time.
+ * Every statement for one kind of lock. Each answers with one row, without columns, for yes and
+ * none for no: the server then has no column to describe, which it would do again each time.
  */
 typedef struct {
     const char *try;     /* $1 [, $2]: was it had? */
@@ -79,7 +79,8 @@ typedef struct {
      {ROW("_shared", "$1", "$2", "Share", BIGINT_IS),                                              \
       ROW("_shared", "$1, $2", "$3", "Share", PAIR_IS)}}
 
-static const AdvisorySql SQL[2][2][2] = {ROWS(SESSION_ROW), ROWS(XACT_ROW)}; /* [xact][shared][pair] */
+/* [xact][shared][pair] */
+static const AdvisorySql SQL[2][2][2] = {ROWS(SESSION_ROW), ROWS(XACT_ROW)};
 
 static const char LOCK_TIMEOUT_MS_SQL[] =
     "SELECT (1000 OPERATOR(pg_catalog.*) EXTRACT(epoch FROM"
@@ -470,7 +471,8 @@ static void drop_unreported(Session *session, const AdvisoryRequest *request, co
     Statement statement;
     Error ignored;
 
-    if (request->xact || session->lost || advisory_has(session, &request->key, request->shared, false) ||
+    if (request->xact || session->lost ||
+        advisory_has(session, &request->key, request->shared, false) ||
         (strcmp(failure->sqlstate, "55P03") != 0 && strcmp(failure->sqlstate, "57014") != 0))
         return;
     key_parameters(&p, &request->key, NULL);
@@ -576,8 +578,8 @@ static void let_go(void *context, const PGresult *result)
 }
 
 /*
- * Another session's pg_cancel_backend has hit the release, perhaps when it was done already: then no
- * lock is left to be released, and that is no error. (A lock that nests shows as held in any case.)
+ * Another session's pg_cancel_backend has hit the release, perhaps when it was done already: then
+ * no lock is left to be released, and that is no error. (A lock that nests shows as held anyway.)
  */
 static bool release_again(AdvisoryHold *hold)
 {

@@ -11,14 +11,14 @@
 
 /* ---- SQL ------------------------------------------------------------------------------------- */
 
-/* What a lock is: exclusive or shared, a bigint key or a pair. Of several: MIXED, if they differ. */
+/* What a lock is: exclusive or shared, a bigint key or a pair. Of several that differ: MIXED. */
 enum { BIGINT, BIGINT_SHARED, PAIR, PAIR_SHARED, MIXED, KINDS };
 
 /*
- * $1 is an array, the locks' keys, a pair as one number; $2, where they differ, another, their kinds.
- * A function scan gives its rows one by one in the order of the array, and a filter looks at no row
- * behind the one that satisfies a LIMIT: so locks are taken in order, and none after the first that is
- * not to be had.
+ * $1 is an array, the locks' keys, a pair as one number; $2, where they differ, another, their
+ * kinds. A function scan gives its rows one by one in the order of the array, and a filter looks at
+ * no row behind the one that satisfies a LIMIT: so locks are taken in order, and none after the
+ * first that is not to be had.
  */
 #define ALIKE  " FROM pg_catalog.unnest($1) WITH ORDINALITY AS u(key, place)"
 #define DIFFER                                                                                     \
@@ -317,8 +317,8 @@ static void give_back_later(Session *session, const AllEntry *locks, int count)
 }
 
 /*
- * Undo: release these, whoever cancels it; those that are held, where it is not `sure` that all are,
- * as after an UNLOCK_SQL that was cancelled in the middle.
+ * Undo: release these, whoever cancels it; those that are held, where it is not `sure` that all
+ * are, as after an UNLOCK_SQL that was cancelled in the middle.
  */
 static void give_back(Session *session, const AllEntry *locks, int count, bool sure)
 {
@@ -458,7 +458,8 @@ static bool missed(const Taking *taking, ErrorKind kind, Error *err)
     entry_name(next_lock(taking), name);
     if (kind == ERROR_NOT_ACQUIRED)
         return error_set(err, kind, "lock %s is held by another session", name);
-    return error_set(err, kind, "lock %s was not to be had in time: another session holds it", name);
+    return error_set(err, kind, "lock %s was not to be had in time: another session holds it",
+                     name);
 }
 
 /* All that was taken is given back; the error that led here stays the one reported. */
@@ -552,7 +553,7 @@ static bool check(Session *session, const AllRequest *request, Error *err)
     if (!advisory_check_session(session, request->xact, err))
         return false;
     if (session_transaction(session) == PQTRANS_INERROR)
-        return session_run(session, "SELECT 1", WAIT_NORMAL, err); /* 25P02, in PostgreSQL's words */
+        return session_run(session, "SELECT 1", WAIT_NORMAL, err); /* PostgreSQL's own 25P02 */
     return true;
 }
 

@@ -1,5 +1,5 @@
 /*
- * Several advisory locks at once: all of them or none, in one order that every caller has in common.
+ * Several advisory locks at once: all of them or none, in one order that all callers have in common.
  */
 #ifndef LOCKKEEPER_LOCKS_ALL_H
 #define LOCKKEEPER_LOCKS_ALL_H

@@ -299,7 +299,7 @@ PGTransactionStatusType session_transaction(const Session *session)
 {
     if (session->conn == NULL || session->lost)
         return PQTRANS_IDLE;
-    /* libpq calls a session active that only has replies to read; they are to what idle ones sent. */
+    /* To libpq a session with replies to read is active; what they reply to was sent when idle. */
     if (session->ahead_count > 0 && session->activity == SESSION_FREE)
         return PQTRANS_IDLE;
     return PQtransactionStatus(session->conn);

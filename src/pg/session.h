@@ -57,7 +57,7 @@ typedef struct {
     void *context;
 } SentAhead;
 
-/* Read-only outside src/pg. */
+/* Read-only outside src/pg. What every use looks at comes first, what is large last. */
 typedef struct Session {
     char *conninfo;
     char *name; /* for `using`; may be NULL */
@@ -66,30 +66,31 @@ typedef struct Session {
 
     PGconn *conn; /* NULL: not open */
     bool lost;    /* the connection broke; `loss` says why */
-    Error loss;
-    int pid;            /* of the backend */
-    int server_version; /* server_version_num, e.g. 150018 */
     bool in_recovery;
     bool pooled; /* statements may reach different backends: nothing of a session is kept */
+    int pid;            /* of the backend */
+    int server_version; /* server_version_num, e.g. 150018 */
 
     SessionActivity activity;
     uint64_t uses;       /* grows with each use: the number of the one under way */
     WaitMode mode;       /* of what is under way */
     int64_t deadline_us; /* give up then: set once an interrupt came, and by a heartbeat */
     bool cancelled;      /* what is under way was cancelled because of an interrupt */
-    StatementCache cache;
-    SessionHold holds; /* ring with this as its anchor */
-    Deferred *deferred;
     bool deferring;
-    SentAhead ahead[SESSION_AHEAD_MAX]; /* oldest first; libpq is in pipeline mode where there are any */
-    int ahead_count;
-    Error owed; /* what was found wrong with one of them, until somebody is told; or kind NONE */
+    bool in_block;   /* a transaction was open when the last statement ended */
+    int depth;       /* how many blocks are open */
+    int ahead_count; /* what was sent ahead: libpq is in pipeline mode where there is any */
+    uint64_t serials;
+    uint64_t era; /* grows when a transaction block ends: "is it still the same one?" */
+    Deferred *deferred;
+    SessionHold holds; /* ring with this as its anchor */
+
+    StatementCache cache;
     uint64_t transactions[32]; /* the open blocks' serial numbers, outermost first */
     bool savepoints[32];       /* is block i a savepoint? */
-    int depth;
-    uint64_t serials;
-    bool in_block; /* a transaction was open when the last statement ended */
-    uint64_t era;  /* grows when a transaction block ends: "is it still the same one?" */
+    SentAhead ahead[SESSION_AHEAD_MAX]; /* oldest first */
+    Error owed; /* what was found wrong with one of them, until somebody is told; or kind NONE */
+    Error loss;
 } Session;
 
 /* `name` may be NULL. NULL where memory ran out. */

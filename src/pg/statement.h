@@ -32,16 +32,16 @@ enum {
 };
 
 typedef struct {
-    char *sql; /* owned; NULL: a free place */
     const char *constant; /* the address of a constant statement's text, once seen */
+    uint64_t last_use;
+    bool prepared;
+    bool suspect; /* its plan may be outdated by DDL or gone: send it unprepared */
+    int count;
+    char name[STATEMENT_NAME_SIZE]; /* "lockkeeper_<number>" */
+    uint64_t number;
+    char *sql; /* owned; NULL: a free place */
     size_t sql_length;
     Oid *types; /* owned */
-    int count;
-    bool prepared;
-    bool suspect;      /* its plan may be outdated by DDL or gone: send it unprepared */
-    uint64_t number;
-    char name[STATEMENT_NAME_SIZE]; /* "lockkeeper_<number>" */
-    uint64_t last_use;
 } CachedStatement;
 
 typedef struct {

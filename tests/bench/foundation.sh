@@ -38,6 +38,16 @@ for mode in try timed; do
   printf '%-5s pairs/s: libpq %d, lua %d; lua/libpq %.3f (%.3f to %.3f)\n' \
     $mode "$libpq" "$pairs" "$ratio" "$low" "$high"
 done
+if [ "$(nproc --all)" -ge 2 ]; then
+  # With a CPU each, a pair is waiting for round trips: two of libpq's, one where the release is deferred.
+  on_another() { taskset -c 1 "$@"; }
+  for ((i = 0; i < rounds; i++)); do
+    echo "$(on_another "$build/tests/bench_pairs" "$DATABASE_URL" 1 try)" \
+      "$(on_another "$build/lockkeeper" run tests/bench/pairs.lua 1 deferred)"
+  done >"$rows"
+  read -r ratio low high < <(awk '{ print $2 / $1 }' "$rows" | spread)
+  printf 'a CPU each, release deferred: lua/libpq %.2f (%.2f to %.2f)\n' "$ratio" "$low" "$high"
+fi
 for ((i = 0; i < rounds; i++)); do
   echo "$(times 30 c 0 once) $(times 30 lua 0 once)"
 done >"$rows"
