@@ -58,6 +58,29 @@ lockkeeper exec --embedded --lock nightly-report -- sh -c \
 title "5. A table lock under a short timeout"
 lockkeeper run --embedded scripts/examples/table_lock.lua
 
+job=scripts/examples/maintenance/vacuum.lua
+
+title "6. A maintenance job: lockkeeper run $job now"
+cat <<'END'
+A deleted row stays in its table, dead, until a VACUUM. This job looks for the tables with the most
+dead rows and vacuums them, worst first. Started on two hosts at once, it works on one of them.
+END
+lockkeeper db psql -Xqc "
+  set client_min_messages = warning;
+  drop table if exists lockkeeper_visits;
+  create table lockkeeper_visits with (autovacuum_enabled = off) as
+    select generate_series(1, 100000) as id;
+  delete from lockkeeper_visits where id > 20000"
+# PostgreSQL counts dead rows a moment after the session has ended.
+for _ in {1..200}; do
+  lockkeeper db psql -XAtqc "select n_dead_tup from pg_stat_user_tables
+    where relname = 'lockkeeper_visits'" | grep -qx 80000 && break
+  sleep 0.02
+done
+lockkeeper run --embedded "$job" now
+echo "Once more: nothing is left to do."
+lockkeeper run --embedded "$job" now
+
 cat <<'END'
 
 That was it. Now on your own:
@@ -65,6 +88,7 @@ That was it. Now on your own:
   build/lockkeeper run --embedded scripts/examples/non_overlapping.lua    in two terminals at once
   build/lockkeeper who nightly-report --embedded                          who has it?
   build/lockkeeper db psql                                                look at pg_locks
+  build/lockkeeper check scripts/examples/maintenance                     jobs to copy: what they are
   build/lockkeeper db stop                                                stop the private PostgreSQL
 
 With a server of your own: build/lockkeeper run --dsn postgres://user@host/database script.lua

@@ -70,7 +70,8 @@ local function described_job(job)
     name = safe.utf8(job.name), file = job.file, line = job.line, description = job.description,
     tags = list(job.tags), enabled = job.enabled, using = job.using, schedule = job.schedule,
     timezone = job.timezone, window = job.window, after = job.after, guards = list(guards),
-    policy = list(job.policy), run = job.fn and true, sql = job.sql, command = job.command and plain(job.command, 0),
+    policy = list(job.policy), run = job.fn and true, sql = job.sql,
+    command = job.command and plain(job.command, 0),
     on_failure = job.on_failure and true, settings = plain(job.settings, 0), origins = job.origins,
   }
 end

@@ -198,14 +198,18 @@ end
 ---@field waited number                  seconds, for all together
 ---@field policy_deadline? number        of those without a timeout of their own
 ---@field own? Guard                     "job:NAME"
+---@field say fun(level: string, text: string, rows: table[])  what is worth a word while it waits; with
+---                                      the holders
 local Taken = {}
 Taken.__index = Taken
 
 ---@param db Session
 ---@param settings table
+---@param say fun(level: string, text: string, rows: table[])
 ---@return Taken
-function guards.take(db, settings)
-  return setmetatable({ db = db, settings = settings, held = {}, transactions = {}, waited = 0 }, Taken)
+function guards.take(db, settings, say)
+  return setmetatable({ db = db, settings = settings, say = say, held = {}, transactions = {}, waited = 0 },
+    Taken)
 end
 
 -- When the policy's time for all guards together is over.
@@ -235,11 +239,11 @@ local function wanted(taken, planned, begun)
     holders = function() return planned.holders() end,
     take = function(seconds) return planned.try(planned.session, seconds < math.huge and seconds) end,
     waiting = function(rows)
-      core.log("info", "waiting for " .. planned.name, { "holder" }, { holders.described(rows) })
+      taken.say("info", "waiting for " .. planned.name, rows)
     end,
     unlucky = function(changes, rows)
-      core.log("warning", ("%s went to others %d times while this job tried; poll = false on the guard waits "
-        .. "in the server's queue"):format(planned.name, changes), { "holder" }, { holders.described(rows) })
+      taken.say("warning", ("%s went to others %d times while this job tried; poll = false on the guard "
+        .. "waits in the server's queue"):format(planned.name, changes), rows)
     end,
   }
 end
@@ -253,6 +257,16 @@ local function note_wait(taken, planned, begun, at_once)
   if planned.own and taken.policy_deadline then -- waiting for an earlier run of the job is another matter
     taken.policy_deadline = taken.policy_deadline + seconds
   end
+end
+
+-- A wait by trying ends with a try that failed; it was a wait all the same.
+local function after_wait(err, planned, begun, at_once)
+  if err and err.kind == "not_acquired" and not at_once then
+    local _, late = core.fail("lock_timeout", ("%s was not to be had within %.3g s"):format(planned.name,
+      core.monotonic() - begun))
+    return late
+  end
+  return err
 end
 
 --- Those that the session holds. False, the error and the guard where one was not to be had; those before
@@ -269,7 +283,7 @@ function Taken:session_level(plan)
       local guard, err, at_once = wait_patiently(wanted(self, planned, begun))
       note_wait(self, planned, begun, at_once)
       if not guard then
-        return false, err, planned
+        return false, after_wait(err, planned, begun, at_once), planned
       end
       self.held[#self.held + 1] = { planned = planned, guard = guard }
       if planned.own then
@@ -340,7 +354,7 @@ function Taken:transaction_level(plan)
     unlucky = function(changes, rows) current().unlucky(changes, rows) end,
   }
   note_wait(self, refused.planned, begun, at_once)
-  return got ~= nil, err, refused.planned
+  return got ~= nil, after_wait(err, refused.planned, begun, at_once), refused.planned
 end
 
 ---------------------------------------------------------------------------------------------------

@@ -46,9 +46,11 @@ end
 local function log_text(self, stream, text)
   local from = 1
   local partial = self.partial[stream]
-  for line, after in text:gmatch("([^\n]*)\n()") do
-    log_line(stream, partial .. line)
-    partial, from = "", after
+  local at = text:find("\n", 1, true)
+  while at do
+    log_line(stream, partial .. text:sub(from, at - 1))
+    partial, from = "", at + 1
+    at = text:find("\n", from, true)
   end
   partial = partial .. text:sub(from)
   if #partial > LINE_MAX then -- a line without an end

@@ -457,6 +457,7 @@ end
 -- Made before the signal, since what is waited for is told by the wait, which ends with it.
 local function new_record(state, action, target)
   local row = target.row or {}
+  local lock = lock_name(row) -- first: what is locked is asked for, and then all names at once
   local activity = row.blocking_activity or {}
   local chain = target.still_blocks or {}
   return {
@@ -465,7 +466,7 @@ local function new_record(state, action, target)
     state = activity.state, age = activity.xact_duration or activity.duration,
     backend_start = target.backend_start,
     waiter_pid = chain[1] or row.pid, protected_pid = chain[#chain] or row.pid,
-    lock = lock_name(row), requested_mode = row.mode, held_mode = row.blocking_mode,
+    lock = lock, requested_mode = row.mode, held_mode = row.blocking_mode,
     waited = row.wait_duration, dry_run = state.dry_run or nil,
   }
 end
@@ -661,6 +662,7 @@ local function failed(state, err)
   local kind = type(err) == "table" and err.kind
   if state.user_error or not PASSING[kind] then
     state.failure = { err }
+    log("error", "prioritize has stopped to look for blockers: " .. tostring(err), {})
     return
   end
   state.failures = state.failures + 1
@@ -671,6 +673,9 @@ local function failed(state, err)
   end
   state.trouble = err
 end
+
+-- The shortest sleep, in seconds.
+local PAUSE_MIN = 0.001
 
 -- A pid that nobody has.
 local NOBODY = { pid = -1, backend_start = 0 }
@@ -685,14 +690,26 @@ local function rehearse(state)
   kill.signal(state.side, state.action, { NOBODY }, { dry_run = state.dry_run })
 end
 
+-- Twice, since statements are prepared when they are sent again, unless that would make the first look
+-- late. Returns the seconds that are left until that.
+local function prepare(state)
+  local began = core.monotonic()
+  local function left()
+    return state.interval - (core.monotonic() - began)
+  end
+  if wait(state, rehearse, state) and left() > state.interval / 2 then
+    wait(state, rehearse, state)
+  end
+  return math.max(left(), PAUSE_MIN)
+end
+
 local function run(state)
   state.fiber = core.fiber()
-  local began = core.monotonic()
-  local ok, err = pcall(wait, state, rehearse, state)
+  local ok, pause = pcall(prepare, state)
   if not ok then
-    failed(state, err)
+    failed(state, pause)
+    pause = state.interval
   end
-  local pause = math.max(state.interval - (core.monotonic() - began), 0)
   while not state.failure and wait(state, core.sleep, pause) do
     pause = state.interval
     local looked
@@ -782,8 +799,8 @@ local function leave(state, results, failing)
     end
     pcall(restore_timeout, state, err)
     error(err, 0)
-  elseif err and err.kind ~= "cancelled" then -- an interrupt, which the code has been told of
-    log("error", "prioritize failed, too: " .. tostring(err), {})
+  elseif err and not state.failure then -- else it was told when it came
+    log("error", tostring(err), {})
   end
   restore_timeout(state, failing)
 end

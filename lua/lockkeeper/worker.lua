@@ -9,6 +9,7 @@ local definition = require "lockkeeper.definition"
 local fence = require "lockkeeper.fence"
 local guards = require "lockkeeper.guards"
 local has_host, host = pcall(require, "lockkeeper.host")
+local holders = require "lockkeeper.holders"
 local job_context = require "lockkeeper.job_context"
 local output = require "lockkeeper.output"
 local progress = require "lockkeeper.progress"
@@ -22,7 +23,8 @@ local worker = {}
 ---@field parent? table     job.parent
 ---@field run_id? integer
 ---@field output? "plain"|"log"|"both"|"quiet"  see lockkeeper.output; default "plain"
----@field tell? fun(event: "started"|"ended"|"again", job: Job, outcome: Outcome?)  in place of the log
+---@field tell? fun(event: "started"|"waiting"|"again"|"ended", job: Job, news: Outcome|string|nil)  in place
+---                         of the log; of "waiting" a text, of "again" and "ended" the outcome
 
 ---@class Outcome
 ---@field state "succeeded"|"failed"|"timed_out"|"cancelled"|"lost"|"skipped"
@@ -188,6 +190,7 @@ end
 
 local function open(run)
   local job, given = run.job, run.options.db
+  run.connected_before = core.connected_sessions()
   run.db = given or core.beside(core.session(job.using))
   run.sessions[1] = run.db
   local settings = settings_of(job)
@@ -220,6 +223,18 @@ local function end_stray_transaction(session, had_transaction)
   return failure("the job has ended with a transaction open: it was rolled back")
 end
 
+-- The sessions that the job has opened and left with something open or held are closed.
+local function close_others(run)
+  for session in pairs(core.connected_sessions()) do
+    if not run.connected_before[session] and not core.is_clean(session) then
+      local ok, err = pcall(session.close, session)
+      if not ok then
+        core.log("warning", "a session of the job's could not be closed: " .. text_of(err), {}, {})
+      end
+    end
+  end
+end
+
 local function close(run)
   give_names_back(run)
   for i, session in ipairs(run.sessions) do
@@ -233,6 +248,7 @@ local function close(run)
       end
     end
   end
+  close_others(run)
 end
 
 ---------------------------------------------------------------------------------------------------
@@ -348,7 +364,7 @@ local function do_work(run)
   local ok, result, refused, ended = watched(run, run.sessions, prioritized_work, run)
   run.ran = core.monotonic() - begun
   if has_host then
-    host.kill_strays() -- before anything is given back
+    host.end_strays() -- before anything is given back
   end
   if not ok then
     return failed_work(run, result, refused, ended)
@@ -371,6 +387,17 @@ local function busy(err, planned)
   return { state = "failed", error = err }
 end
 
+-- A word about a wait for guards.
+local function say_of(run)
+  return function(level, text, rows)
+    if run.options.tell then
+      run.options.tell("waiting", run.job, ("%s, held by %s"):format(text, holders.described(rows)))
+    else
+      core.log(level, text, { "holder" }, { holders.described(rows) })
+    end
+  end
+end
+
 -- The fields of the run's log lines.
 local function log_fields(run)
   local names, values = { "job", "slot", "attempt" }, {
@@ -386,7 +413,7 @@ end
 
 local function hold_and_work(run)
   local plan = guards.plan(run.job, function(name) return session_of(run, name) end)
-  run.taken = guards.take(run.db, run.settings)
+  run.taken = guards.take(run.db, run.settings, say_of(run))
   local ok, err, planned = run.taken:session_level(plan)
   if not ok then
     return busy(err, planned)
@@ -401,31 +428,32 @@ local function hold_and_work(run)
 end
 
 -- Of two ends the worse: that a guard was lost is said in any case.
-local function worsened(outcome, problem)
+local function worsened(run, outcome, problem)
   if not problem or FAILED[outcome.state] and problem.kind ~= "lock_lost" or outcome.state == "lost" then
     return outcome
   elseif outcome.error and problem.kind == "lock_lost" then
     problem.detail = problem.detail or outcome.error.message
   end
-  return { state = "failed", error = problem }
+  local lost = problem.kind == "lock_lost" and is_session_gone(run)
+  return { state = lost and "lost" or "failed", error = problem }
 end
 
 -- Transactions end, guards are given back.
 local function settle(run, outcome)
   local taken = run.taken
   if taken then
-    outcome = worsened(outcome, taken:finish(outcome.state == "succeeded"))
+    outcome = worsened(run, outcome, taken:finish(outcome.state == "succeeded"))
   end
   for i, session in ipairs(run.sessions) do
     if core.backend_pid(session) then
       local stray = end_stray_transaction(session, i == 1 and run.had_transaction)
       if stray and outcome.state == "succeeded" then
-        outcome = worsened(outcome, stray)
+        outcome = worsened(run, outcome, stray)
       end
     end
   end
   if taken then
-    outcome = worsened(outcome, taken:release())
+    outcome = worsened(run, outcome, taken:release())
   end
   return outcome
 end
@@ -440,7 +468,7 @@ local function attempt_safely(run)
   end
   local settled
   ok, settled = xpcall(settle, caught, run, outcome)
-  return ok and settled or worsened(outcome, settled)
+  return ok and settled or worsened(run, outcome, settled)
 end
 
 local function seconds_in_window(job, at)

@@ -276,7 +276,7 @@ static int host_memory_limit(lua_State *L)
     return 1;
 }
 
-/* spare_strays(): children that this process has now are none of what kill_strays ends */
+/* spare_strays(): children that this process has now are none of what end_strays ends */
 static int host_spare_strays(lua_State *L)
 {
     (void)L;
@@ -284,11 +284,11 @@ static int host_spare_strays(lua_State *L)
     return 0;
 }
 
-/* kill_strays(): ends what was started since by os.execute, io.popen and their like, and still runs */
-static int host_kill_strays(lua_State *L)
+/* end_strays(): ends what was started since by os.execute, io.popen and their like, and still runs */
+static int host_end_strays(lua_State *L)
 {
     (void)L;
-    process_kill_strays();
+    process_end_strays();
     return 0;
 }
 
@@ -321,7 +321,7 @@ static int open_host(lua_State *L)
                                  {"memory_limit", host_memory_limit},
                                  {"same_stream", host_same_stream},
                                  {"spare_strays", host_spare_strays},
-                                 {"kill_strays", host_kill_strays},
+                                 {"end_strays", host_end_strays},
                                  {NULL, NULL}}));
     describe_register(L);
     return 1;

@@ -237,9 +237,9 @@ describe("a policy's name", function()
       assert.equal(0, code, err)
       return out
     end
-    assert.matches("\ntimeout +2s +policy ours, [^\n]*jobs.lua:2\n", explain("here"))
-    assert.matches("\ntimeout +1s +policy ours, [^\n]*config.lua:2\n", explain("there"))
-    assert.matches("\ngrace +7s +policy theirs, [^\n]*config.lua:3\n", explain("there"))
+    assert.matches("\ntimeout +policy ours, [^\n]*jobs.lua:2 +2s\n", explain("here"))
+    assert.matches("\ntimeout +policy ours, [^\n]*config.lua:2 +1s\n", explain("there"))
+    assert.matches("\ngrace +policy theirs, [^\n]*config.lua:3 +7s\n", explain("there"))
   end)
 
   it("that the configuration defines is known to a script, too", function()

@@ -243,6 +243,13 @@ describe("prioritize", function()
     end)
   end)
 
+  it("looks at intervals as short as a millisecond", function()
+    for _, interval in ipairs({ "1ms", "2ms", "3ms", "5ms", "7ms", "9ms", 0.0015 }) do
+      holder(LOCK)
+      db:prioritize({ interval = interval }, function() db:exec(UPDATE) end)
+    end
+  end)
+
   it("periodic = false: looks once", function()
     holder(LOCK)
     db:prioritize({ interval = "10ms", periodic = false }, function(handle)
@@ -983,7 +990,6 @@ describe("prioritize", function()
 
     it("of the code itself counts more", function()
       local mine, called = {}, false
-      core.log_configure("error") -- where the other one is told
       assert.equal(mine, expect.raised(db.prioritize, db, { interval = "10ms", where = function()
         called = true
         error("spoilt")

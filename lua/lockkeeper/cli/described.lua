@@ -146,8 +146,8 @@ function described.show_faults(found)
     count = count + (broken[fault.file] and 0 or 1)
     broken[fault.file] = true
   end
-  failure.say(("%s in %s; %s checked"):format(described.counted(#found.faults, "fault"), described.counted(count, "file"),
-    described.counted(#found.files, "file")))
+  failure.say(("%s in %s; %s checked"):format(described.counted(#found.faults, "fault"),
+    described.counted(count, "file"), described.counted(#found.files, "file")))
 end
 
 --- Describe the files, or all *.lua of folders; `named`: the configuration, where it is named.

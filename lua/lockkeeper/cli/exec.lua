@@ -95,11 +95,11 @@ local function key_text(held)
   return tostring(held.key)
 end
 
--- An application_name that no other session has. It begins with the one that CMD would have had, in
--- letters that the server leaves as they are.
+-- An application_name that no other session of the server has, by the pid of the session that holds the
+-- lock. It begins with the one that CMD would have had, in letters that the server leaves as they are.
 local function session_name(argv)
   local own = os.getenv("PGAPPNAME") or argv[1]:match("[^/]*$")
-  local mark = (" (lockkeeper %08x)"):format(math.random(0) & 0xffffffff)
+  local mark = (" (lockkeeper %d)"):format(lock.db.pid)
   return own:gsub("[^ -~]", "?"):sub(1, NAME_MAX - #mark) .. mark
 end
 

@@ -175,8 +175,8 @@ end
 
 local COLUMNS = {
   { title = "KEY", key = "key" },
-  { title = "VALUE", key = "value", least = 20 },
-  { title = "FROM", key = "from" },
+  { title = "FROM", key = "from", least = 30 },
+  { title = "VALUE", key = "value" },
 }
 
 --- Show it.

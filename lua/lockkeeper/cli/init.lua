@@ -7,7 +7,7 @@ local options = require "lockkeeper.cli.options"
 local target = require "lockkeeper.cli.target"
 require "lockkeeper" -- which tells what is left out of tracebacks, where a script does not
 
-local COMMANDS = { "run", "exec", "check", "ls", "key", "who", "db" }
+local COMMANDS = { "run", "exec", "check", "next", "ls", "key", "who", "db" }
 
 -- Those that commands call, not people.
 local INTERNAL = { describe = true }
@@ -20,6 +20,7 @@ Runs Lua scripts and commands under PostgreSQL's locks.
   run FILE [ARG...]        runs a Lua script
   exec --lock ID -- CMD    holds a lock while a command runs
   check PATH...            what is wrong with files that define jobs; runs none
+  next JOB PATH...         when a job is due
   ls [PID...]              locks, who waits for whom; cancels and terminates
   key ID                   the key that a name becomes, as pg_locks shows it
   who ID                   who holds a lock, and who waits for it

@@ -60,15 +60,21 @@ end
 ---------------------------------------------------------------------------------------------------
 -- jobs
 
+local function span(seconds)
+  return seconds < 1 and ("%.0f ms"):format(seconds * 1000) or ("%.1f s"):format(seconds)
+end
+
 -- On a terminal a word about each; elsewhere the log has it.
 local function tell_terminal(event, job, outcome)
-  if event == "again" then
-    failure.say(("%s: attempt %d failed, the next one comes in %.3g s"):format(job.name, outcome.attempt,
-      outcome.again_in))
+  if event == "waiting" then
+    failure.say(("%s: %s"):format(job.name, outcome))
+  elseif event == "again" then
+    failure.say(("%s: attempt %d failed, the next one comes in %s"):format(job.name, outcome.attempt,
+      span(outcome.again_in)))
   elseif event == "ended" then
-    local took = ("%.3g s"):format(outcome.ran)
+    local took = span(outcome.ran)
     if outcome.waited >= 0.1 then
-      took = took .. (", waited %.3g s"):format(outcome.waited)
+      took = took .. ", waited " .. span(outcome.waited)
     end
     failure.say(("%s: %s (%s)"):format(job.name, outcome.state:gsub("_", " "), outcome.reason or took))
     if outcome.error then

@@ -18,7 +18,7 @@ local settings = {
     { name = "public.events", by = "day", ahead = 7, keep = 90 },
     { name = "public.invoices", by = "month", ahead = 2, keep = false }, -- nothing is ever dropped
   },
-  patience = { timeout = "2s", attempts = 60, delay = "5s" }, -- half an hour at most for each
+  patience = { timeout = "2s", attempts = 60, delay = "5s" }, -- half an hour at most
 }
 
 local STEP = { day = "1 day", month = "1 month" }
@@ -70,13 +70,13 @@ local LEFT = [[
    where c.relkind in ('r', 'p') and obj_description(c.oid, 'pg_class') = $1
      and (h.inhrelid is null or %s)]]
 
-local function left_by_earlier_runs(db, mark)
-  local pending = db.server_version >= 140000 and "coalesce(h.inhdetachpending, false)" or "false"
-  return db:query(LEFT:format(pending, pending), mark)
-end
-
 local function mark_of(tbl)
   return ("was a partition of %s.%s, is to be dropped by lockkeeper"):format(tbl.schema, tbl.name)
+end
+
+local function left_by_earlier_runs(db, tbl)
+  local pending = db.server_version >= 140000 and "coalesce(h.inhdetachpending, false)" or "false"
+  return db:query(LEFT:format(pending, pending), mark_of(tbl))
 end
 
 -- ATTACH leaves readers and writers alone, where CREATE TABLE … PARTITION OF would lock them out. A table's
@@ -134,22 +134,16 @@ local function remove_left(job, tbl, part)
   drop(job, part)
 end
 
--- All that is to be done for one table: a list of { word under which it counts, function, partition }.
-local function todo(db, tbl, spec)
-  local list = {}
-  local function add(word, fn, partitions)
-    for _, part in ipairs(partitions) do
-      list[#list + 1] = { word = word, fn = fn, part = part }
-    end
-  end
-  add("created", create,
-    db:query(MISSING, tbl.oid, spec.by, STEP[spec.by], spec.ahead, SUFFIX[spec.by]))
-  add("dropped", remove_left, left_by_earlier_runs(db, mark_of(tbl)))
-  if spec.keep then
-    add("dropped", remove, db:query(TOO_OLD, tbl.oid, spec.by, STEP[spec.by], spec.keep))
-  end
-  return list
-end
+-- What is to be done: the word under which it counts, how, and with which partitions.
+local STEPS = {
+  { word = "created", fn = create, find = function(db, tbl, spec)
+    return db:query(MISSING, tbl.oid, spec.by, STEP[spec.by], spec.ahead, SUFFIX[spec.by])
+  end },
+  { word = "dropped", fn = remove_left, find = left_by_earlier_runs },
+  { word = "dropped", fn = remove, find = function(db, tbl, spec)
+    return spec.keep and db:query(TOO_OLD, tbl.oid, spec.by, STEP[spec.by], spec.keep) or {}
+  end },
+}
 
 local function attend_to(job, spec, result)
   local tbl = job.db:one(TABLE, spec.name)
@@ -157,15 +151,20 @@ local function attend_to(job, spec, result)
     error("there is no table of this name that is partitioned by range of one column", 0)
   end
   local first_error
-  local list = todo(job.db, tbl, spec)
-  for i, item in ipairs(list) do
-    job:progress(i - 1, #list, spec.name)
-    local ok, err = pcall(item.fn, job, tbl, item.part)
-    if ok then
-      result[item.word] = result[item.word] + 1
-    else
-      job:log("warning", ("%s.%s: %s"):format(tbl.schema, item.part.name or item.part.suffix, err))
-      first_error = first_error or err
+  for _, step in ipairs(STEPS) do
+    local list = step.find(job.db, tbl, spec)
+    for i, part in ipairs(list) do
+      local ok, err = pcall(step.fn, job, tbl, part)
+      if ok then
+        result[step.word] = result[step.word] + 1
+      else
+        job:log("warning", ("%s.%s: %s"):format(tbl.schema, part.name or part.suffix, err))
+        first_error = first_error or err
+      end
+      job:progress(i, #list, spec.name)
+      if not ok and err.busy then
+        break -- the others would wait for the same
+      end
     end
   end
   if first_error then

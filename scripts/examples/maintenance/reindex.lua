@@ -10,13 +10,14 @@
 -- makes an index just now, or vacuums, is left alone. Each rebuild needs room for a second copy of its
 -- index, and waits for the transactions that were there before it: a forgotten one makes it give up.
 --
--- Needs: the tables' owner; from PostgreSQL 17 on MAINTAIN on the tables will do for all but dropping. What
--- the role may not rebuild is told of in a warning.
+-- Needs: the tables' owner; from PostgreSQL 17 on MAINTAIN and SELECT on the tables will do for all but
+-- dropping. The job fails, after its work, where there is something that its role may not do.
 local lock = require "lockkeeper"
 
 local settings = {
   window = "04:00-06:00",
   timezone = "UTC",
+  schemas = {},                -- such as { "shop" }; none: all
   bloat = 0.4,                 -- rebuild where so much of an index is waste, by estimate …
   waste = 10 * 1024 * 1024,    -- … and the waste is so many bytes
   except = {},                 -- ["schema.index"] = true: where the estimate is wrong, see the warning below
@@ -30,6 +31,8 @@ local BUSY = [[
              and l.database = (select oid from pg_database where datname = current_database())
              and l.pid <> pg_backend_pid())]]
 
+local OURS = "(n.nspname !~ '^pg_' and (cardinality($1::text[]) = 0 or n.nspname = any ($1::text[])))"
+
 local ALLOWED = [[
   case when current_setting('server_version_num')::int >= 170000 then has_table_privilege(t.oid, 'MAINTAIN')
        else pg_has_role(t.relowner, 'USAGE') end]]
@@ -42,44 +45,45 @@ local INVALID = ([[
     join pg_class c on c.oid = i.indexrelid
     join pg_class t on t.oid = i.indrelid
     join pg_namespace n on n.oid = c.relnamespace
-   where not i.indisvalid and c.relkind = 'i' and n.nspname !~ '^pg_'
-   order by leftover desc, c.oid]]):format(ALLOWED, BUSY)
+   where not i.indisvalid and c.relkind = 'i' and %s
+   order by leftover desc, c.oid]]):format(ALLOWED, BUSY, OURS)
 
--- What a B-tree needs: for each row a line pointer (4 bytes), a header (8) and the columns, rounded up to 8;
--- on each page 40 bytes are not for rows, and so much as fillfactor says stays free. The rows' number and
--- the pages are of the last VACUUM or ANALYZE; the columns' width is ANALYZE's. Equal keys share their
--- header (deduplication), so that an index with many of them needs less, and its bloat is underestimated.
+-- What a B-tree needs: for each row a line pointer (4 bytes), a header (8, with a null 16) and the columns,
+-- rounded up to 8; on each page 40 bytes are not for rows, and as much as fillfactor says stays free. How
+-- many rows and pages there are was counted by the last VACUUM or ANALYZE; the columns' widths, by ANALYZE.
+-- Many equal keys take less than that (deduplication): of an index that has them, waste goes unseen.
 local BLOATED = ([[
   with btree as (
     select i.indexrelid, i.indrelid, n.nspname as schema, c.relname as name, c.relpages, c.reltuples,
            current_setting('block_size')::int8 as page,
            coalesce((select o.option_value::int from pg_options_to_table(c.reloptions) o
                       where o.option_name = 'fillfactor'), 90) / 100.0 as fill,
-           (select case when count(*) = i.indnatts then sum(s.avg_width * (1 - s.null_frac)) end
-              from pg_attribute a
-              left join pg_attribute ta on ta.attrelid = t.oid and ta.attnum = i.indkey[a.attnum - 1]
-              join pg_stats s on s.schemaname = n.nspname
-                and s.tablename = case when ta.attnum is null then c.relname else t.relname end
-                and s.attname = coalesce(ta.attname, a.attname)
-                and s.inherited = false
-             where a.attrelid = c.oid) as width,
-           %s as allowed, %s as busy
+           stats.width, stats.nulls, %s as allowed, %s as busy
       from pg_index i
       join pg_class c on c.oid = i.indexrelid
       join pg_class t on t.oid = i.indrelid
       join pg_namespace n on n.oid = c.relnamespace
       join pg_am m on m.oid = c.relam
+      join lateral (
+             select count(*) as n, sum(s.avg_width * (1 - s.null_frac)) as width, max(s.null_frac) as nulls
+               from pg_attribute a
+               left join pg_attribute ta on ta.attrelid = t.oid and ta.attnum = i.indkey[a.attnum - 1]
+               join pg_stats s on s.schemaname = n.nspname and not s.inherited
+                 and s.tablename = case when ta.attnum is null then c.relname else t.relname end
+                 and s.attname = coalesce(ta.attname, a.attname)
+              where a.attrelid = c.oid) stats on stats.n = i.indnatts
      where i.indisvalid and c.relkind = 'i' and c.relpersistence <> 't' and m.amname = 'btree'
-       and not i.indisexclusion and c.reltuples >= 0 and n.nspname !~ '^pg_'
+       and not i.indisexclusion and c.reltuples >= 0 and %s
   ), size as (
     select *, relpages * page as bytes,
-           page + page * ceil(reltuples * (12 + 8 * ceil(width / 8)) / ((page - 40) * fill)) as needed
+           page + page * ceil(reltuples * (12 + 8 * nulls + 8 * ceil(width / 8))
+                              / ((page - 40) * fill)) as needed
       from btree
   )
   select schema, name, allowed, busy, bytes, (bytes - needed)::int8 as waste
     from size
-   where bytes - needed >= $1 and bytes - needed >= $2 * bytes
-   order by waste desc, indexrelid]]):format(ALLOWED, BUSY)
+   where bytes - needed >= $2 and bytes - needed >= $3 * bytes
+   order by waste desc, indexrelid]]):format(ALLOWED, BUSY, OURS)
 
 -- A rebuild does not outlast the window.
 local function end_statements_in(db, seconds)
@@ -89,12 +93,13 @@ end
 
 -- What is to be done, in order: rows with `name` as "schema.index" for people and `what` is wrong with it.
 local function todo(db)
-  local list = db:query(INVALID)
+  local schemas = lock.array(settings.schemas)
+  local list = db:query(INVALID, schemas)
   for _, index in ipairs(list) do
     index.what = index.leftover and "left by a broken REINDEX" or "invalid"
     index.allowed = index.allowed and (index.owned or not index.leftover)
   end
-  for _, index in ipairs(db:query(BLOATED, settings.waste, settings.bloat)) do
+  for _, index in ipairs(db:query(BLOATED, schemas, settings.waste, settings.bloat)) do
     index.what = ("%d%% bloat"):format(index.waste * 100 // index.bytes)
     list[#list + 1] = not settings.except[index.schema .. "." .. index.name] and index or nil
   end
@@ -124,12 +129,13 @@ local function rebuild(job, index)
   end
 end
 
--- One index; gives the word under which it counts, and the error if it failed.
+-- One index; gives the word under which it counts, and what is wrong, if anything is.
 local function attend_to(job, index)
   local name = index.schema .. "." .. index.name
   if not index.allowed then
-    job:log("warning", ("%s is to be seen to (%s), and this role may not do it"):format(name, index.what))
-    return "not_allowed"
+    local problem = ("%s is to be seen to (%s), and this role may not do it"):format(name, index.what)
+    job:log("error", problem)
+    return "not_allowed", problem
   elseif index.busy then
     job:log("info", ("%s (%s) is left: another session is at work on its table"):format(name, index.what))
     return "busy"
@@ -140,7 +146,7 @@ local function attend_to(job, index)
   if ok then
     return index.leftover and "dropped" or "rebuilt"
   elseif err.busy then
-    job:log("warning", ("%s (%s) is left: a transaction was in the way for too long"):format(name, index.what))
+    job:log("warning", ("%s (%s) is left: another transaction was in the way"):format(name, index.what))
     return "busy"
   elseif err.sqlstate == "57014" and job:time_left() < 1 then
     job:log("info", ("%s (%s) was not finished in time"):format(name, index.what))
@@ -152,7 +158,7 @@ end
 
 -- A rebuild that did not get to its end has left an index of its own.
 local function clean_up(job)
-  for _, index in ipairs(job.db:query(INVALID)) do
+  for _, index in ipairs(job.db:query(INVALID, lock.array(settings.schemas))) do
     if index.leftover and index.owned and not index.busy then
       local ok, err = pcall(drop, job, index)
       if not ok then
@@ -167,10 +173,12 @@ local function run(job)
   local first_error
   local indexes = todo(job.db)
   for i, index in ipairs(indexes) do
-    job:progress(i - 1, #indexes, index.schema .. "." .. index.name)
+    local name = index.schema .. "." .. index.name
+    job:progress(i - 1, #indexes, name)
     local word, err = attend_to(job, index)
     result[word] = result[word] + 1
     first_error = first_error or err
+    job:progress(i, #indexes, name)
   end
   if result.rebuilt + result.dropped < #indexes then
     clean_up(job)
@@ -191,7 +199,7 @@ lock.job("reindex", {
   guards = { lock.guard.advisory("maintenance") },
   policy = {
     timeout = "30m", on_busy = "skip", max_run = "4h",
-    lock_timeout = "5m", -- for the transactions that were there before: nobody waits behind us meanwhile
+    lock_timeout = "5m", -- for the transactions that were there before: readers and writers go on
     session = { search_path = "pg_catalog" },
   },
   run = run,

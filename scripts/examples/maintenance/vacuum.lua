@@ -8,12 +8,13 @@
 -- somebody has locked, or that autovacuum is at, is left for the next night; so is what there is no time for.
 --
 -- Needs: the tables' owner or the database's; from PostgreSQL 17 on MAINTAIN on the tables (pg_maintain)
--- will do. Tables that the role may not vacuum are counted, and told of in a warning.
+-- will do. The job fails, after its work, where a table needs a VACUUM that its role may not do.
 local lock = require "lockkeeper"
 
 local settings = {
   window = "01:00-05:00",
   timezone = "UTC",
+  schemas = {},       -- such as { "shop" }; none: all
   dead_rows = 1000,   -- a table with fewer is left to autovacuum
   dead_part = 0.05,   -- … or with a smaller part of its rows dead
   least_time = 60,    -- seconds that must be left for another table to be begun
@@ -32,6 +33,7 @@ local TABLES = [[
     join pg_stat_user_tables s on s.relid = c.oid
     join pg_database d on d.datname = current_database()
    where c.relkind in ('r', 'm') and c.relpersistence <> 't'
+     and (cardinality($3::text[]) = 0 or n.nspname = any ($3::text[]))
      and s.n_dead_tup >= $1 and s.n_dead_tup >= $2 * (s.n_live_tup + s.n_dead_tup)
    order by c.relpages * s.n_dead_tup::float8 / (s.n_live_tup + s.n_dead_tup) desc, c.oid]]
 
@@ -52,11 +54,12 @@ local function vacuum(job, tbl, name)
   end
 end
 
--- One table; gives the word under which it counts, and the error if it failed.
+-- One table; gives the word under which it counts, and what is wrong, if anything is.
 local function attend_to(job, tbl, name)
   if not tbl.allowed then
-    job:log("warning", name .. " needs a VACUUM, and this role may not do it", { dead_rows = tbl.dead })
-    return "not_allowed"
+    local problem = name .. " needs a VACUUM, and this role may not do it"
+    job:log("error", problem, { dead_rows = tbl.dead })
+    return "not_allowed", problem
   elseif job:time_left() < settings.least_time then
     return "not_reached"
   end
@@ -77,13 +80,15 @@ end
 local function run(job)
   local result = { vacuumed = 0, locked = 0, not_reached = 0, not_allowed = 0, failed = 0 }
   local first_error
-  local tables = job.db:query(TABLES, settings.dead_rows, settings.dead_part)
+  local tables = job.db:query(TABLES, settings.dead_rows, settings.dead_part,
+    lock.array(settings.schemas))
   for i, tbl in ipairs(tables) do
     local name = tbl.schema .. "." .. tbl.name
     job:progress(i - 1, #tables, name)
     local word, err = attend_to(job, tbl, name)
     result[word] = result[word] + 1
     first_error = first_error or err
+    job:progress(i, #tables, name)
   end
   job:log("info", #tables == 0 and "nothing to do" or "done", result)
   if first_error then
