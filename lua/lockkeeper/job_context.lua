@@ -74,7 +74,7 @@ local function environment(run)
   local own = run.taken and run.taken.own
   env.PGAPPNAME = ("lockkeeper: " .. run.job.name):sub(1, NAME_MAX)
   env.LOCKKEEPER_JOB = run.job.name
-  env.LOCKKEEPER_SLOT = ("%.17g"):format(run.slot)
+  env.LOCKKEEPER_SLOT = (run.slot % 1 == 0 and "%d" or "%.6f"):format(run.slot)
   env.LOCKKEEPER_ATTEMPT = tostring(run.attempt)
   env.LOCKKEEPER_RUN = run.run_id and tostring(run.run_id) or false
   env.LOCKKEEPER_FENCE = run.fence and tostring(run.fence) or false

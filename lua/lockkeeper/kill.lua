@@ -16,6 +16,9 @@ SELECT CASE WHEN a.backend_start IS NULL THEN 'hidden'
               FROM pg_catalog.generate_series(2, pg_catalog.cardinality($3::pg_catalog.int4[])) i
              WHERE ($3::pg_catalog.int4[])[i OPERATOR(pg_catalog.-) 1] OPERATOR(pg_catalog.<>)
                    ALL (pg_catalog.pg_blocking_pids(($3::pg_catalog.int4[])[i]))) THEN 'released'
+            WHEN pg_catalog.cardinality($4::pg_catalog.int4[]) OPERATOR(pg_catalog.>) 0 AND NOT EXISTS (SELECT
+              FROM pg_catalog.unnest($4::pg_catalog.int4[]) waiter
+             WHERE a.pid OPERATOR(pg_catalog.=) ANY (pg_catalog.pg_blocking_pids(waiter))) THEN 'released'
             WHEN %s THEN 'idle'
             WHEN %s THEN 'sent'
             ELSE 'gone' END
@@ -62,6 +65,7 @@ local VERIFY, PAUSE_MIN, PAUSE_MAX = 2, 0.001, 0.02
 ---@field backend_start? number   epoch seconds; nil where this role may not see it
 ---@field still_blocks? integer[] instead of options.still_blocks: it must block the first of these
 ---                               pids, which must block the second, and so on
+---@field blocks_any? integer[]   it must block one of these pids, whichever
 ---@field gid? string             a prepared transaction's name
 
 ---@class KillOptions
@@ -140,7 +144,7 @@ local NOT_KNOWN = "when it began is not known, so that another session with its 
 local ANSWERS = {
   sent = function() return "signalled" end,
   idle = function() return "no_effect", "it runs no statement that could be cancelled" end,
-  released = function(_, chain) return "gone", ("it does not block pid %d any more"):format(chain[2]) end,
+  released = function(_, waiter) return "gone", ("it does not block pid %d any more"):format(waiter) end,
   hidden = function(session) return "refused", NOT_KNOWN, grant(session, "pg_read_all_stats") end,
   unknown = function() return "refused", NOT_KNOWN end,
   gone = function() return "gone", "the session has ended" end,
@@ -158,12 +162,13 @@ local function signal_one(session, outcome, target, options)
   end
   local chain = { pid, table.unpack(target.still_blocks or { options.still_blocks }) }
   local answer, err = ask("value", session, (options.dry_run and DRY_SQL or SQL)[outcome.action], pid,
-    target.backend_start, core.array(chain))
+    target.backend_start, core.array(chain), core.array(target.blocks_any or {}))
   if err then
     set_error(outcome, session, err)
     return err
   end
-  outcome.result, outcome.message, outcome.hint = ANSWERS[answer or "gone"](session, chain)
+  outcome.result, outcome.message, outcome.hint = ANSWERS[answer or "gone"](session,
+    chain[2] or target.blocks_any and target.blocks_any[1])
   if options.dry_run and outcome.result == "signalled" then
     outcome.result = "dry_run"
   end

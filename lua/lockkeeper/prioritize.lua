@@ -628,7 +628,7 @@ end
 ---------------------------------------------------------------------------------------------------
 -- the task
 
--- Wait where leaving the block may cut it short. False: it did, or an interrupt came.
+-- Wait where leaving the block may cut it short. False: it did.
 local function wait(state, fn, ...)
   if state.stopping then -- before it had begun
     return false
@@ -662,7 +662,9 @@ local function failed(state, err)
   local kind = type(err) == "table" and err.kind
   if state.user_error or not PASSING[kind] then
     state.failure = { err }
-    log("error", "prioritize has stopped to look for blockers: " .. tostring(err), {})
+    if kind ~= "cancelled" then -- an interrupt, of which the protected code is told
+      log("error", "prioritize has stopped looking for blockers: " .. tostring(err), {})
+    end
     return
   end
   state.failures = state.failures + 1
@@ -683,7 +685,7 @@ local NOBODY = { pid = -1, backend_start = 0 }
 -- All that a look may ask, before it is urgent: in a new backend the first run of a statement takes
 -- several times as long as the next one.
 local function rehearse(state)
-  local look_at_nobody = core.look_blocked(state.side, read_marked, { NOBODY.pid })
+  local look_at_nobody = core.look_blocked(state.side, function() end, { NOBODY.pid })
   core.look_further(look_at_nobody, state.side)
   core.look_names(look_at_nobody, state.side)
   read_marked(state)

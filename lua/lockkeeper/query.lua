@@ -335,15 +335,35 @@ local function log_outcome(outcome, target)
   core.log(done and "info" or "warning", (done and DONE or FAILED)[outcome.action], fields, values)
 end
 
--- Signal the sessions of the rows. Returns the pids that were, and what became of each.
-local function signal(list, action, blocking)
+-- Whom each blocker blocks, by the rows: it is ended only if one of them still waits for it.
+local function blocked_by_each(list)
+  local waiters = {}
+  for _, row in ipairs(list) do
+    if row.blocking_pid then
+      local of_blocker = waiters[row.blocking_pid] or {}
+      of_blocker[#of_blocker + 1] = row.pid
+      waiters[row.blocking_pid] = of_blocker
+    end
+  end
+  return waiters
+end
+
+--- Signal the sessions of the rows, or of their blockers, as the lists' methods do, but log nothing.
+---@param list table                    of lock.locks or lock.blocked
+---@param action "cancel"|"terminate"
+---@param blocking boolean
+---@return KillOutcome[] outcomes       one a session
+---@return KillTarget[] targets         the same, in that order
+function query.signal(list, action, blocking)
   local state = states[list]
   if not state then
     core.usage(action .. ": this is no list of lock.locks or lock.blocked")
   end
   local wanted, targets = sessions_of(list, blocking), {}
+  local waiters = blocking and blocked_by_each(list) or {}
   for _, target in ipairs(wanted) do
     target.pid = target.pid or 0
+    target.blocks_any = waiters[target.pid]
     target.backend_start, target.gid = target.activity.backend_start, target.activity.gid
   end
   local outcomes = state.ask(function(session)
@@ -356,6 +376,12 @@ local function signal(list, action, blocking)
     end
     return kill.signal(session, action, targets)
   end)
+  return outcomes, targets
+end
+
+-- Signal the sessions of the rows. Returns the pids that were, and what became of each.
+local function signal(list, action, blocking)
+  local outcomes, targets = query.signal(list, action, blocking)
   local pids = {}
   for i, outcome in ipairs(outcomes) do
     log_outcome(outcome, targets[i])

@@ -40,7 +40,6 @@ void log_printf(LogLevel level, const char *format, ...) __attribute__((format(p
 bool log_set_common(const LogField *fields);
 
 /* Call `listen` with each event, whatever its level; it may not log. NULL: no more. */
-void log_set_listener(void (*listen)(LogLevel level, const char *message,
-                                     const LogField *fields));
+void log_set_listener(void (*listen)(LogLevel level, const char *message, const LogField *fields));
 
 #endif

@@ -77,8 +77,8 @@ static Command *new_command(lua_State *L)
 {
     Command *command = lua_newuserdatauv(L, sizeof *command, 2);
 
-    *command = (Command){
-        .in = -1, .out = -1, .err = -1, .in_file = -1, .out_file = -1, .err_file = -1};
+    *command =
+        (Command){.in = -1, .out = -1, .err = -1, .in_file = -1, .out_file = -1, .err_file = -1};
     initPQExpBuffer(&command->out_text);
     initPQExpBuffer(&command->err_text);
     luaL_setmetatable(L, COMMAND_TNAME);
@@ -227,8 +227,7 @@ static void check_output(lua_State *L, const char *what, int *file, bool *sink, 
 /* { stdin, stdout, stderr, env = {…}, cwd = text, grace = duration }, at index 2 */
 static void check_options(lua_State *L, Command *command, ProcessSpec *spec)
 {
-    static const char *const NAMES[] = {"stdin", "env",    "cwd",   "grace",
-                                        "stdout", "stderr", NULL};
+    static const char *const NAMES[] = {"stdin", "env", "cwd", "grace", "stdout", "stderr", NULL};
 
     if (!args_has_options(L, 2, "sh"))
         return;
@@ -502,8 +501,10 @@ static int core_command(lua_State *L)
     stop_hearts(&watched);
     release_process(command);
     if (status.lost || watched.lost) {
-        error_set(&err, ERROR_LOCK_LOST, "the session that held a lock ended while \"%.100s\" ran: "
-                                         "it was stopped", spec.argv[0]);
+        error_set(&err, ERROR_LOCK_LOST,
+                  "the session that held a lock ended while \"%.100s\" ran: "
+                  "it was stopped",
+                  spec.argv[0]);
         return args_raise(L, &err);
     }
     if (end.interrupted) {

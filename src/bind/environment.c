@@ -91,8 +91,7 @@ static int core_environment(lua_State *L)
     lua_pushvalue(L, -2);
     for (const PQconninfoOption *option = environment->options; option->keyword != NULL; option++) {
         if (option->envvar != NULL && !is_one_of(option->keyword, LEFT_ALONE))
-            set_variable(L, option->envvar,
-                         value_for_command(option, environment, session->conn));
+            set_variable(L, option->envvar, value_for_command(option, environment, session->conn));
     }
     lua_pop(L, 1);
     PQconninfoFree(environment->options);

@@ -139,8 +139,8 @@ static void *move(Memory *memory, void *block, size_t old_size, size_t new_size)
 
 static bool is_too_much(Memory *memory, size_t old_size, size_t new_size)
 {
-    if (new_size <= old_size || (memory->lent < memory->limit &&
-                                 new_size - old_size <= memory->limit - memory->lent))
+    if (new_size <= old_size ||
+        (memory->lent < memory->limit && new_size - old_size <= memory->limit - memory->lent))
         return false;
     if (memory->refused != NULL)
         memory->refused(memory->refused_context);

@@ -27,8 +27,7 @@ size_t memory_used(const Memory *memory);
  * From now on refuse what would give Lua more than `limit` bytes; 0: no limit. `refused`, which may
  * be NULL, is called with `context` each time, in the middle of Lua's work: it may not allocate.
  */
-void memory_set_limit(Memory *memory, size_t limit, void (*refused)(void *context),
-                      void *context);
+void memory_set_limit(Memory *memory, size_t limit, void (*refused)(void *context), void *context);
 
 /* After lua_close. NULL is fine. */
 void memory_free(Memory *memory);

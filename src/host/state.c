@@ -245,10 +245,15 @@ static char refused_at[300];
 
 static void note_refusal(void *main_state)
 {
+    /* From 5.4.6 on Lua's stack can't be looked at while it grows, and asks for memory. */
+#if LUA_VERSION_RELEASE_NUM < 50406
     lua_State *L = *fiber_slot(FIBER_COROUTINE);
 
     if (refused_at[0] == '\0')
         args_where(L == NULL ? main_state : L, refused_at, sizeof refused_at);
+#else
+    (void)main_state;
+#endif
     if (refused_at[0] == '\0')
         text_copy(refused_at, sizeof refused_at, "?");
 }

@@ -234,6 +234,8 @@ const char *session_forbidden(void)
 
 bool session_open(Session *session, Error *err)
 {
+    bool connected;
+
     if (forbidden[0] != '\0')
         return error_usage(err, "%s", forbidden);
     if (session->lost) {
@@ -242,8 +244,13 @@ bool session_open(Session *session, Error *err)
     }
     if (session->conn != NULL)
         return true;
+    if (session->activity != SESSION_FREE) /* another fiber is connecting it */
+        return error_usage(err, "the session is in use by another task");
     error_clear(&session->loss);
-    if (!connect_session(session, err)) {
+    session->activity = SESSION_BUSY;
+    connected = connect_session(session, err);
+    session->activity = SESSION_FREE;
+    if (!connected) {
         PQfinish(session->conn);
         session->conn = NULL;
         return false;

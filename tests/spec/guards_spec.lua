@@ -322,7 +322,8 @@ end)
 describe("runner.md 13: guards wait by polling", function()
   local WAITERS = "select count(*) from pg_locks where locktype = 'advisory' and not granted"
   local LOOKS = [[select count(*) from pg_stat_activity
-    where application_name = 'lockkeeper: guards-spec-poll' and query like '%%pg_locks%%' and %s]]
+    where application_name = 'lockkeeper: guards-spec-poll' and query like '%%pg_locks%%' and state = 'idle'
+      and %s]]
 
   local function waiting_job(options)
     return t.tempfile(([[

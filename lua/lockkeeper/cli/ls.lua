@@ -6,6 +6,7 @@ local host = require "lockkeeper.host"
 local listing = require "lockkeeper.cli.listing"
 local lock = require "lockkeeper"
 local options = require "lockkeeper.cli.options"
+local query = require "lockkeeper.query"
 local target = require "lockkeeper.cli.target"
 
 local ls = {}
@@ -165,14 +166,8 @@ local function confirm(action, count)
   return answer ~= nil and (answer:lower() == "y" or answer:lower() == "yes")
 end
 
-local METHODS = {
-  cancel = { [false] = "cancel", [true] = "cancel_blocking" },
-  terminate = { [false] = "terminate", [true] = "terminate_blocking" },
-}
-
 local function finish(rows, action, values, format)
-  local method = METHODS[action][values.blocking == true]
-  local _, outcomes = rows[method](rows)
+  local outcomes = query.signal(rows, action, values.blocking == true)
   for _, outcome in ipairs(outcomes) do
     if outcome.result == "no_effect" and not outcome.hint then
       outcome.hint = "--terminate ends the session"

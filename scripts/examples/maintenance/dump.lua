@@ -67,7 +67,7 @@ end
 local function run(job)
   private(job, { "mkdir", "-p", settings.folder })
   local prefix, time = name_of(job)
-  remove_old(job, files(prefix, ".dump.partial"), 0) -- of a host that went down in the middle
+  remove_old(job, files(prefix, ".dump.partial"), 0) -- of a run that lost its lock, or its host
   local path = ("%s/%s%s.dump"):format(settings.folder, prefix, time)
   local partial = path .. ".partial"
   local _ <close> = setmetatable({}, { __close = function() os.remove(partial) end })

@@ -53,32 +53,39 @@ local INVALID = ([[
 -- many rows and pages there are was counted by the last VACUUM or ANALYZE; the columns' widths, by ANALYZE.
 -- Many equal keys take less than that (deduplication): of an index that has them, waste goes unseen.
 local BLOATED = ([[
-  with btree as (
-    select i.indexrelid, i.indrelid, n.nspname as schema, c.relname as name, c.relpages, c.reltuples,
+  with column_stats as materialized (
+    select schemaname, tablename, attname, avg_width, null_frac from pg_stats where not inherited
+  ), btree as (
+    select i.indexrelid, i.indkey, i.indnatts, n.nspname as schema, c.relname as name, c.relpages, c.reltuples,
+           t.oid as table_oid, t.relname as table_name,
            current_setting('block_size')::int8 as page,
            coalesce((select o.option_value::int from pg_options_to_table(c.reloptions) o
                       where o.option_name = 'fillfactor'), 90) / 100.0 as fill,
-           stats.width, stats.nulls, %s as allowed, %s as busy
+           %s as allowed, %s as busy
       from pg_index i
       join pg_class c on c.oid = i.indexrelid
       join pg_class t on t.oid = i.indrelid
       join pg_namespace n on n.oid = c.relnamespace
       join pg_am m on m.oid = c.relam
-      join lateral (
-             select count(*) as n, sum(s.avg_width * (1 - s.null_frac)) as width, max(s.null_frac) as nulls
-               from pg_attribute a
-               left join pg_attribute ta on ta.attrelid = t.oid and ta.attnum = i.indkey[a.attnum - 1]
-               join pg_stats s on s.schemaname = n.nspname and not s.inherited
-                 and s.tablename = case when ta.attnum is null then c.relname else t.relname end
-                 and s.attname = coalesce(ta.attname, a.attname)
-              where a.attrelid = c.oid) stats on stats.n = i.indnatts
      where i.indisvalid and c.relkind = 'i' and c.relpersistence <> 't' and m.amname = 'btree'
        and not i.indisexclusion and c.reltuples >= 0 and %s
+       and c.relpages * current_setting('block_size')::int8 >= $2
+  ), entry as ( -- an expression's statistics are kept under the index's name
+    select b.indexrelid, sum(s.avg_width * (1 - s.null_frac)) as width, max(s.null_frac) as nulls
+      from btree b
+      join pg_attribute a on a.attrelid = b.indexrelid
+      left join pg_attribute ta on ta.attrelid = b.table_oid and ta.attnum = b.indkey[a.attnum - 1]
+      join column_stats s on s.schemaname = b.schema
+        and s.tablename = case when ta.attnum is null then b.name else b.table_name end
+        and s.attname = coalesce(ta.attname, a.attname)
+     group by b.indexrelid, b.indnatts
+    having count(*) = b.indnatts
   ), size as (
-    select *, relpages * page as bytes,
-           page + page * ceil(reltuples * (12 + 8 * nulls + 8 * ceil(width / 8))
-                              / ((page - 40) * fill)) as needed
-      from btree
+    select b.*, b.relpages * b.page as bytes,
+           b.page + b.page * ceil(b.reltuples * (12 + 8 * r.nulls + 8 * ceil(r.width / 8))
+                                  / ((b.page - 40) * b.fill)) as needed
+      from btree b
+      join entry r using (indexrelid)
   )
   select schema, name, allowed, busy, bytes, (bytes - needed)::int8 as waste
     from size
