@@ -53,15 +53,12 @@ local INVALID = ([[
 -- many rows and pages there are was counted by the last VACUUM or ANALYZE; the columns' widths, by ANALYZE.
 -- Many equal keys take less than that (deduplication): of an index that has them, waste goes unseen.
 local BLOATED = ([[
-  with column_stats as materialized (
-    select schemaname, tablename, attname, avg_width, null_frac from pg_stats where not inherited
-  ), btree as (
-    select i.indexrelid, i.indkey, i.indnatts, n.nspname as schema, c.relname as name, c.relpages, c.reltuples,
-           t.oid as table_oid, t.relname as table_name,
-           current_setting('block_size')::int8 as page,
+  with btree as materialized (
+    select i.indexrelid, i.indrelid, i.indkey, i.indnatts, n.nspname as schema, c.relname as name,
+           t.relname as table_name, %s as allowed, c.reltuples, current_setting('block_size')::int8 as page,
+           c.relpages * current_setting('block_size')::int8 as bytes,
            coalesce((select o.option_value::int from pg_options_to_table(c.reloptions) o
-                      where o.option_name = 'fillfactor'), 90) / 100.0 as fill,
-           %s as allowed, %s as busy
+                      where o.option_name = 'fillfactor'), 90) / 100.0 as fill
       from pg_index i
       join pg_class c on c.oid = i.indexrelid
       join pg_class t on t.oid = i.indrelid
@@ -69,28 +66,31 @@ local BLOATED = ([[
       join pg_am m on m.oid = c.relam
      where i.indisvalid and c.relkind = 'i' and c.relpersistence <> 't' and m.amname = 'btree'
        and not i.indisexclusion and c.reltuples >= 0 and %s
-       and c.relpages * current_setting('block_size')::int8 >= $2
-  ), entry as ( -- an expression's statistics are kept under the index's name
-    select b.indexrelid, sum(s.avg_width * (1 - s.null_frac)) as width, max(s.null_frac) as nulls
+  ), indexed as materialized ( -- an expression's statistics are kept under the index's name
+    select b.indexrelid, b.indnatts, b.schema as schemaname, coalesce(ta.attname, a.attname) as attname,
+           case when ta.attnum is null then b.name else b.table_name end as tablename
       from btree b
       join pg_attribute a on a.attrelid = b.indexrelid
-      left join pg_attribute ta on ta.attrelid = b.table_oid and ta.attnum = b.indkey[a.attnum - 1]
-      join column_stats s on s.schemaname = b.schema
-        and s.tablename = case when ta.attnum is null then b.name else b.table_name end
-        and s.attname = coalesce(ta.attname, a.attname)
-     group by b.indexrelid, b.indnatts
-    having count(*) = b.indnatts
+      left join pg_attribute ta on ta.attrelid = b.indrelid and ta.attnum = b.indkey[a.attnum - 1]
+     where b.bytes >= $2
+  ), columns as materialized (
+    select schemaname, tablename, attname, avg_width, null_frac from pg_stats where not inherited
+  ), entry as (
+    select c.indexrelid, sum(s.avg_width * (1 - s.null_frac)) as width, max(s.null_frac) as nulls
+      from indexed c
+      join columns s using (schemaname, tablename, attname)
+     group by c.indexrelid, c.indnatts
+    having count(*) = c.indnatts
   ), size as (
-    select b.*, b.relpages * b.page as bytes,
-           b.page + b.page * ceil(b.reltuples * (12 + 8 * r.nulls + 8 * ceil(r.width / 8))
-                                  / ((b.page - 40) * b.fill)) as needed
+    select b.*, b.page + b.page * ceil(b.reltuples * (12 + 8 * e.nulls + 8 * ceil(e.width / 8))
+                                       / ((b.page - 40) * b.fill)) as needed
       from btree b
-      join entry r using (indexrelid)
+      join entry e using (indexrelid)
   )
-  select schema, name, allowed, busy, bytes, (bytes - needed)::int8 as waste
-    from size
-   where bytes - needed >= $2 and bytes - needed >= $3 * bytes
-   order by waste desc, indexrelid]]):format(ALLOWED, BUSY, OURS)
+  select i.schema, i.name, i.allowed, i.bytes, (i.bytes - i.needed)::int8 as waste, %s as busy
+    from size i
+   where i.bytes - i.needed >= $2 and i.bytes - i.needed >= $3 * i.bytes
+   order by waste desc, i.indexrelid]]):format(ALLOWED, OURS, BUSY)
 
 -- A rebuild does not outlast the window.
 local function end_statements_in(db, seconds)
