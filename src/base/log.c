@@ -12,6 +12,7 @@
 
 static LogLevel threshold = LOG_INFO;
 static LogFormat chosen_format = LOG_LOGFMT;
+static int descriptor = STDERR_FILENO;
 
 /* What log_set_common was given: texts in one block with the fields; NULL: nothing. */
 static LogField *common;
@@ -23,6 +24,11 @@ void log_configure(LogLevel level, LogFormat format)
 {
     threshold = level;
     chosen_format = format;
+}
+
+void log_set_descriptor(int fd)
+{
+    descriptor = fd;
 }
 
 bool log_enabled(LogLevel level)
@@ -185,7 +191,7 @@ void log_write(LogLevel level, const char *message, const LogField *fields)
     append_fields(&out, common, fields);
     appendPQExpBufferStr(&out, chosen_format == LOG_JSON ? "}\n" : "\n");
     while (!PQExpBufferDataBroken(out) && written < out.len) {
-        ssize_t n = write(STDERR_FILENO, out.data + written, out.len - written);
+        ssize_t n = write(descriptor, out.data + written, out.len - written);
 
         if (n <= 0)
             break; /* nobody reads stderr: there is no better place to say so */

@@ -27,6 +27,9 @@ bool log_enabled(LogLevel level);
 bool log_level_parse(const char *name, LogLevel *level);
 bool log_format_parse(const char *name, LogFormat *format);
 
+/* Where the lines go from now on, in place of standard error. */
+void log_set_descriptor(int fd);
+
 /* Write one event; `fields` ends with a NULL name, or is NULL. Keeps no argument. */
 void log_write(LogLevel level, const char *message, const LogField *fields);
 

@@ -284,6 +284,23 @@ const char *args_text(lua_State *L, int index, const char *what)
     return text;
 }
 
+const char **args_texts(lua_State *L, int index)
+{
+    lua_Unsigned count;
+    const char **texts;
+
+    luaL_checktype(L, index, LUA_TTABLE);
+    count = lua_rawlen(L, index);
+    texts = lua_newuserdatauv(L, (size_t)(count + 1) * sizeof *texts, 0);
+    for (lua_Unsigned i = 0; i < count; i++) {
+        lua_rawgeti(L, index, (lua_Integer)i + 1);
+        texts[i] = luaL_checkstring(L, -1);
+        lua_pop(L, 1); /* the list keeps it */
+    }
+    texts[count] = NULL;
+    return texts;
+}
+
 bool args_boolean(lua_State *L, int index, const char *what)
 {
     char got[64];

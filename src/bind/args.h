@@ -67,6 +67,12 @@ int args_option(lua_State *L, const char *function, const char *const *names);
 /* A text without NUL bytes; `what` names it in the usage error otherwise. */
 const char *args_text(lua_State *L, int index, const char *what);
 
+/*
+ * The list of texts at `index` as an array that ends with NULL. Its memory is left on the stack, its
+ * texts are the list's.
+ */
+const char **args_texts(lua_State *L, int index);
+
 bool args_boolean(lua_State *L, int index, const char *what);
 
 /* Seconds, a text with units, or false for endless. */

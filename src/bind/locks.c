@@ -172,7 +172,7 @@ static KeyScheme check_scheme(lua_State *L, int index)
     return scheme;
 }
 
-static void push_key(lua_State *L, const LockKey *key)
+void bind_locks_push_key(lua_State *L, const LockKey *key)
 {
     if (!key->pair) {
         lua_pushinteger(L, key->key);
@@ -339,7 +339,7 @@ static int guard_index(lua_State *L)
     if (strcmp(name, "id") == 0 && lua_getiuservalue(L, 1, GUARD_ID) != LUA_TNONE)
         return 1;
     if (strcmp(name, "id") == 0 || strcmp(name, "key") == 0)
-        push_key(L, &lock->key);
+        bind_locks_push_key(L, &lock->key);
     else if (strcmp(name, "shared") == 0)
         lua_pushboolean(L, lock->shared);
     else if (strcmp(name, "xact") == 0)
@@ -732,7 +732,7 @@ static void check_locks(lua_State *L, AdvisoryOptions *options, AllRequest *requ
         lua_settop(L, keys + 1);
         lock->text = lua_type(L, -1) == LUA_TSTRING ? lua_tostring(L, -1) : NULL; /* ids keeps it */
         lua_rawseti(L, ids, i + 1);
-        push_key(L, &lock->key);
+        bind_locks_push_key(L, &lock->key);
         lua_rawseti(L, keys, i + 1);
     }
 }
@@ -946,6 +946,19 @@ static void register_modes(lua_State *L)
     }
 }
 
+/* The metatable of one kind of guard; `index` has the methods as its upvalue. */
+static void register_guard(lua_State *L, const char *kind, const luaL_Reg *metamethods,
+                           const luaL_Reg *methods, lua_CFunction index)
+{
+    args_new_kind(L, kind);
+    luaL_setfuncs(L, metamethods, 0);
+    lua_newtable(L);
+    luaL_setfuncs(L, methods, 0);
+    lua_pushcclosure(L, index, 1);
+    lua_setfield(L, -2, "__index");
+    lua_pop(L, 1);
+}
+
 void bind_locks_register(lua_State *L)
 {
     luaL_setfuncs(L,
@@ -962,31 +975,22 @@ void bind_locks_register(lua_State *L)
     register_modes(L);
     lua_setfield(L, -2, "modes");
 
-    args_new_kind(L, GUARD);
-    luaL_setfuncs(L,
-                  ((luaL_Reg[]){{"__close", guard_close},
+    register_guard(L, GUARD,
+                   (luaL_Reg[]){{"__close", guard_close},
                                 {"__tostring", guard_tostring},
-                                {NULL, NULL}}),
-                  0);
-    luaL_newlib(L, ((luaL_Reg[]){{"release", guard_release},
-                                 {"is_held", guard_is_held},
-                                 {NULL, NULL}}));
-    lua_pushcclosure(L, guard_index, 1);
-    lua_setfield(L, -2, "__index");
-    lua_pop(L, 1);
-
-    args_new_kind(L, ALL_GUARD);
-    luaL_setfuncs(L,
-                  ((luaL_Reg[]){{"__close", all_guard_close},
+                                {NULL, NULL}},
+                   (luaL_Reg[]){{"release", guard_release},
+                                {"is_held", guard_is_held},
+                                {NULL, NULL}},
+                   guard_index);
+    register_guard(L, ALL_GUARD,
+                   (luaL_Reg[]){{"__close", all_guard_close},
                                 {"__tostring", all_guard_tostring},
-                                {NULL, NULL}}),
-                  0);
-    luaL_newlib(L, ((luaL_Reg[]){{"release", all_guard_release},
-                                 {"is_held", all_guard_is_held},
-                                 {NULL, NULL}}));
-    lua_pushcclosure(L, all_guard_index, 1);
-    lua_setfield(L, -2, "__index");
-    lua_pop(L, 1);
+                                {NULL, NULL}},
+                   (luaL_Reg[]){{"release", all_guard_release},
+                                {"is_held", all_guard_is_held},
+                                {NULL, NULL}},
+                   all_guard_index);
 
     luaL_newmetatable(L, TIMEOUT_TNAME);
     lua_pushcfunction(L, timeout_close);

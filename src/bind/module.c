@@ -82,18 +82,8 @@ static int core_usage(lua_State *L)
 static int core_nearest(lua_State *L)
 {
     const char *word = luaL_checkstring(L, 1);
-    lua_Unsigned count;
-    const char **known;
+    const char **known = args_texts(L, 2);
 
-    luaL_checktype(L, 2, LUA_TTABLE);
-    count = lua_rawlen(L, 2);
-    known = lua_newuserdatauv(L, (size_t)(count + 1) * sizeof *known, 0);
-    for (lua_Unsigned i = 0; i < count; i++) {
-        lua_rawgeti(L, 2, (lua_Integer)i + 1);
-        known[i] = luaL_checkstring(L, -1);
-        lua_pop(L, 1); /* the list keeps it */
-    }
-    known[count] = NULL;
     lua_pushstring(L, text_nearest(word, known));
     return 1;
 }

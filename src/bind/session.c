@@ -23,6 +23,7 @@ static const char NAMED[] = "lockkeeper.sessions.named";
 static const char ALL[] = "lockkeeper.sessions.all";
 static const char KEPT[] = "lockkeeper.sessions.kept";
 static const char DEFAULT_CONNINFO[] = "lockkeeper.conninfo";
+static const char ON_CLOSE[] = "lockkeeper.sessions.on_close"; /* a function that is told which */
 
 static const char DEFAULT_NAME[] = "default";
 
@@ -915,6 +916,26 @@ static int session_lua_reconnect(lua_State *L)
     return 1;
 }
 
+/* on_close(fn): fn(session) is called before a session is closed; only one */
+static int core_on_close(lua_State *L)
+{
+    luaL_checktype(L, 1, LUA_TFUNCTION);
+    lua_settop(L, 1);
+    lua_setfield(L, LUA_REGISTRYINDEX, ON_CLOSE);
+    return 0;
+}
+
+/* The session, or transaction, at index 1 is about to close. */
+static void tell_closing(lua_State *L)
+{
+    if (lua_getfield(L, LUA_REGISTRYINDEX, ON_CLOSE) == LUA_TFUNCTION) {
+        bind_session_push_object(L, 1);
+        lua_call(L, 1, 0);
+    } else {
+        lua_pop(L, 1);
+    }
+}
+
 /* db:close(): ends the connection, and every lock with it; idempotent. Raises what is still owed. */
 static int session_lua_close(lua_State *L)
 {
@@ -928,6 +949,7 @@ static int session_lua_close(lua_State *L)
     refuse_kept(L, object, "closed");
     if (object->session->activity == SESSION_BUSY)
         args_usage(L, "the session is in use by another task");
+    tell_closing(L);
     session_settle(object->session, &err);
     owes = !failing && session_owes(object->session, &err);
     session_close(object->session);
@@ -1066,6 +1088,7 @@ static const luaL_Reg TRANSACTION_METHODS[] = {
 static const luaL_Reg FUNCTIONS[] = {
     {"connect", lock_connect},
     {"beside", core_beside},
+    {"on_close", core_on_close},
     {"backend_pid", core_backend_pid},
     {"database", lock_database},
     {"session", lock_session},

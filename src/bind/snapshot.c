@@ -2,6 +2,7 @@
 
 #include "bind/args.h"
 #include "bind/buffer.h"
+#include "bind/locks.h"
 #include "bind/session.h"
 #include "locks/blocked.h"
 #include "locks/snapshot.h"
@@ -12,8 +13,7 @@
 
 static const char LOOK[] = "lockkeeper.Look";
 
-/* Registry: the function that is told which session closes; the tables of fields by name. */
-static const char ON_CLOSE[] = "lockkeeper.look.on_close";
+/* Registry: the tables of fields by name. */
 static const char FIELDS[] = "lockkeeper.look.fields";
 static const char SESSION_FIELD_IDS[] = "lockkeeper.look.session_fields";
 
@@ -215,19 +215,6 @@ static void need_locks(lua_State *L, int index, LookObject *look)
 
 /* ---- values ---------------------------------------------------------------------------------- */
 
-static void push_key(lua_State *L, const LockKey *key)
-{
-    if (!key->pair) {
-        lua_pushinteger(L, key->key);
-        return;
-    }
-    lua_createtable(L, 2, 0);
-    lua_pushinteger(L, key->first);
-    lua_rawseti(L, -2, 1);
-    lua_pushinteger(L, key->second);
-    lua_rawseti(L, -2, 2);
-}
-
 /* What a key is known by in tables: an integer, or "1,2" for two int4. */
 static void push_key_name(lua_State *L, const LockKey *key)
 {
@@ -260,7 +247,7 @@ static void push_value(lua_State *L, const Value *value)
         lua_pushstring(L, value->text);
         break;
     case VALUE_KEY:
-        push_key(L, &value->key);
+        bind_locks_push_key(L, &value->key);
         break;
     }
 }
@@ -907,38 +894,6 @@ static int core_is_elsewhere(lua_State *L)
     return 1;
 }
 
-/* on_close(fn): fn(session) is called before a session is closed; only one */
-static int core_on_close(lua_State *L)
-{
-    luaL_checktype(L, 1, LUA_TFUNCTION);
-    lua_settop(L, 1);
-    lua_setfield(L, LUA_REGISTRYINDEX, ON_CLOSE);
-    return 0;
-}
-
-/* What session:close() and its __close are: the upvalue, after the function has been told. */
-static int close_session(lua_State *L)
-{
-    if (lua_getfield(L, LUA_REGISTRYINDEX, ON_CLOSE) == LUA_TFUNCTION) {
-        bind_session_push_object(L, 1);
-        lua_call(L, 1, 0);
-    } else {
-        lua_pop(L, 1);
-    }
-    lua_pushvalue(L, lua_upvalueindex(1));
-    lua_insert(L, 1);
-    lua_call(L, lua_gettop(L) - 1, 0);
-    return 0;
-}
-
-/* Replace the function `name` of the table on top. */
-static void wrap_close(lua_State *L, const char *name)
-{
-    lua_getfield(L, -1, name);
-    lua_pushcclosure(L, close_session, 1);
-    lua_setfield(L, -2, name);
-}
-
 /* ---- registration ---------------------------------------------------------------------------- */
 
 static const luaL_Reg FUNCTIONS[] = {
@@ -959,7 +914,6 @@ static const luaL_Reg FUNCTIONS[] = {
     {"look_prepare", core_look_prepare},
     {"place", core_place},
     {"is_elsewhere", core_is_elsewhere},
-    {"on_close", core_on_close},
     {NULL, NULL},
 };
 
@@ -984,11 +938,4 @@ void bind_snapshot_register(lua_State *L)
         lua_setfield(L, -2, SESSION_FIELD_NAMES[field]);
     }
     lua_setfield(L, LUA_REGISTRYINDEX, SESSION_FIELD_IDS);
-
-    lua_getfield(L, -1, "session_methods");
-    wrap_close(L, "close");
-    lua_pop(L, 1);
-    luaL_getmetatable(L, "lockkeeper.Session");
-    wrap_close(L, "__close");
-    lua_pop(L, 1);
 }

@@ -26,8 +26,17 @@ enum {
     LOOK_US = 10000,   /* between two looks at a Lua thread that is to unwind */
     UNWIND_US = 80000, /* how long it has for that */
     SERVE_US = 1000000, /* the hearts of a job that never waits are let beat so often */
-    EXIT_LOST = 125,
-    EXIT_TIMED_OUT = 124,
+};
+
+/* What a stop means for who reads the exit code, or the error's kind. */
+static const struct {
+    int exit_code;
+    const char *kind;
+    const char *message;
+} STOPS[] = {
+    [STOP_LOCK_LOST] = {125, "lock_lost", "the job's lock was lost"},
+    [STOP_TIMED_OUT] = {124, "timed_out", "max_run has passed"},
+    [STOP_CANCELLED] = {143, "cancelled", "the run was cancelled"},
 };
 
 /*
@@ -132,13 +141,23 @@ static void on_stop(int signo)
     errno = saved;
 }
 
+/*
+ * The process was stopped. Where a session has ended meanwhile, another may hold the lock by now:
+ * not one instruction more, not even a flush of what was written.
+ */
 static void on_continue(int signo)
 {
+    static const char WORDS[] = "lockkeeper: the job's lock was lost while the process was stopped: "
+                                "it ends\n";
     int saved = errno;
 
     (void)signo;
-    if (watch.on && has_hung_up())
-        stop(STOP_LOCK_LOST);
+    if (watch.on && has_hung_up()) {
+        process_kill_strays();
+        passfile_remove_all();
+        (void)!write(2, WORDS, sizeof WORDS - 1);
+        _exit(STOPS[STOP_LOCK_LOST].exit_code);
+    }
     errno = saved;
 }
 
@@ -186,39 +205,41 @@ static bool is_on(unsigned serial)
     return on;
 }
 
-static _Noreturn void end_process(bool lost)
+static _Noreturn void end_process(WaitStop why)
 {
-    static const char LOST[] = "lockkeeper: the job's lock was lost while it was inside a C "
-                               "function: the process ends\n";
-    static const char LATE[] = "lockkeeper: max_run has passed while the job was inside a C "
-                               "function: the process ends\n";
+    char message[160];
 
     process_kill_strays();
     passfile_remove_all();
-    (void)!write(2, lost ? LOST : LATE, lost ? sizeof LOST - 1 : sizeof LATE - 1);
+    snprintf(message, sizeof message,
+             "lockkeeper: %s while the job was inside a C function: the process ends\n",
+             STOPS[why].message);
+    (void)!write(2, message, strlen(message));
     if (ftrylockfile(stdout) == 0) /* the Lua thread may sit in a write to it */
         fflush(stdout);
-    _exit(lost ? EXIT_LOST : EXIT_TIMED_OUT);
+    _exit(STOPS[why].exit_code);
 }
 
 /* The Lua thread was told to stop: see that it does. Returns when the watch is over. */
-static void supervise(unsigned serial, bool lost)
+static void supervise(unsigned serial, WaitStop why)
 {
     struct pollfd changed = {.fd = watch.changed, .events = POLLIN};
     int64_t late_us = clock_deadline(UNWIND_US);
     unsigned begun = wait_begun();
     bool stuck = false;
+    uint64_t news;
 
     while (is_on(serial)) {
         unsigned now;
         bool was_stuck = stuck;
 
-        poll_until(&changed, 1, clock_deadline(LOOK_US));
+        if (poll_until(&changed, 1, clock_deadline(LOOK_US)) > 0)
+            (void)!read(watch.changed, &news, sizeof news);
         now = wait_begun();
         stuck = !wait_is_inside() && now == begun;
         begun = now;
         if (is_on(serial) && clock_monotonic_us() >= late_us && stuck && was_stuck)
-            end_process(lost);
+            end_process(why);
     }
 }
 
@@ -233,10 +254,15 @@ static void *run_watcher(void *unused)
         nfds_t count = copy_watch(fds, &deadline_us, &serial);
         int64_t serve_us = count > 1 ? clock_deadline(SERVE_US) : CLOCK_NEVER;
         unsigned begun = wait_begun();
-        int ready = poll_until(fds, count, serve_us < deadline_us ? serve_us : deadline_us);
+        int ready;
         uint64_t news;
         bool lost = false;
 
+        if (is_on(serial) && wait_stopped() == STOP_CANCELLED) { /* watcher_cancel */
+            supervise(serial, STOP_CANCELLED);
+            continue;
+        }
+        ready = poll_until(fds, count, serve_us < deadline_us ? serve_us : deadline_us);
         if (ready < 0)
             continue;
         if (ready == 0 && clock_monotonic_us() < deadline_us) {
@@ -250,7 +276,7 @@ static void *run_watcher(void *unused)
             (void)!read(watch.changed, &news, sizeof news);
         } else if (is_on(serial)) {
             pthread_kill(watch.lua_thread, stop_signal());
-            supervise(serial, lost);
+            supervise(serial, lost ? STOP_LOCK_LOST : STOP_TIMED_OUT);
         }
     }
     return NULL;
@@ -378,13 +404,23 @@ static void push_stop_error(lua_State *L, int status, WaitStop why)
     if (status != LUA_OK && lua_istable(L, -1)) {
         lua_getfield(L, -1, "kind");
         same = lua_type(L, -1) == LUA_TSTRING &&
-               strcmp(lua_tostring(L, -1), why == STOP_LOCK_LOST ? "lock_lost" : "timed_out") == 0;
+               strcmp(lua_tostring(L, -1), STOPS[why].kind) == 0;
         lua_pop(L, 1);
     }
     if (same)
         return;
     wait_interrupted_error(&err);
     args_push_error(L, &err);
+}
+
+void watcher_cancel(void)
+{
+    if (!watch.on) {
+        wait_stop(STOP_CANCELLED);
+        return;
+    }
+    stop(STOP_CANCELLED);
+    tell_watcher();
 }
 
 int watcher_watched(lua_State *L)
@@ -400,6 +436,8 @@ int watcher_watched(lua_State *L)
         return args_raise(L, &err);
     take_sockets(L);
     begin_watch(deadline_us);
+    if (wait_stopped() != STOP_NONE) /* cancelled before it was on */
+        stop(wait_stopped());
     status = lua_pcall(L, lua_gettop(L) - 3, LUA_MULTRET, 0);
     why = wait_stopped();
     if (why != STOP_NONE) {

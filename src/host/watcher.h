@@ -8,8 +8,8 @@
  * is not in a wait of ours, sits in a C function that nothing ends: then the process does, by
  * _exit. The watcher touches no Lua state and no PGconn.
  *
- * After SIGCONT the sockets are looked at before anything else runs: they may have hung up while
- * the process was stopped.
+ * After SIGCONT the sockets are looked at before anything else runs: where one has hung up while
+ * the process was stopped, it ends at once.
  */
 #ifndef LOCKKEEPER_HOST_WATCHER_H
 #define LOCKKEEPER_HOST_WATCHER_H
@@ -23,5 +23,12 @@
  * it has left behind has ended, and the sessions that its tasks had by name are closed. Not nested.
  */
 int watcher_watched(lua_State *L);
+
+/*
+ * Stop what is watched, or where nothing is, every wait of this thread (until wait_go_on) and the
+ * next watch: the run is cancelled, the error's kind is "cancelled". Safe in a signal handler of
+ * the Lua thread.
+ */
+void watcher_cancel(void);
 
 #endif

@@ -149,6 +149,8 @@ bool wait_interrupted_error(Error *err)
                                                "job is stopped");
     if (stop_reason == STOP_TIMED_OUT)
         return error_set(err, ERROR_TIMED_OUT, "max_run has passed: the job is stopped");
+    if (stop_reason == STOP_CANCELLED)
+        return error_set(err, ERROR_CANCELLED, "the run is cancelled: the job is stopped");
     return error_set(err, ERROR_CANCELLED, "cancelled");
 }
 

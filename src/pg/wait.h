@@ -51,7 +51,7 @@ int wait_interrupted(void);
 /* Would a WAIT_NORMAL wait of the caller end at once as interrupted? */
 bool wait_is_interrupted(void);
 
-typedef enum { STOP_NONE, STOP_LOCK_LOST, STOP_TIMED_OUT } WaitStop;
+typedef enum { STOP_NONE, STOP_LOCK_LOST, STOP_TIMED_OUT, STOP_CANCELLED } WaitStop;
 
 /*
  * Stop all that waits in this thread, until wait_go_on. Needs wait_enable_interrupt. Safe in a

@@ -17,7 +17,7 @@ local function session(name, ...)
   local child = t.spawn(argv)
   local pid = t.wait_until(function()
     return math.tointeger(t.observe(
-      ("select pid from pg_stat_activity where application_name = '%s'"):format(name)))
+      ("select pid from pg_stat_activity where application_name = '%s' and leader_pid is null"):format(name)))
   end, "the session " .. name)
   return { pid = pid, child = child, finish = function() child:wait() end }
 end
