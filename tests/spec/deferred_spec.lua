@@ -180,7 +180,7 @@ describe('release = "deferred"', function()
         held:release()
         local ok, err = pcall(use)
         assert(ok, name .. ", round " .. round .. ": " .. tostring(err))
-        assert.same({}, holders(key), name)
+        gone(key) -- where the use asked nothing, the server may still be at the unlock
       end
     end
   end)

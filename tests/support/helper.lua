@@ -69,8 +69,18 @@ busted.subscribe({ "file", "end" }, function()
   return nil, true
 end)
 
+-- In the host busted is a script, and a script's jobs run when it has ended: those that specs define are
+-- not its own.
+local definition = package.loaded["lockkeeper.definition"]
+if definition then
+  definition.begin("the specs")
+end
+
 busted.subscribe({ "exit" }, function()
   sandbox.remove()
+  if definition then
+    definition.abandon()
+  end
   return nil, true
 end)
 
