@@ -112,15 +112,18 @@ describe("key", function()
     assert.equal("", out)
   end)
 
-  it("as JSON: a list of objects, keys as strings", function()
+  it("as JSON: a list of objects, keys as strings, which are IDs", function()
     local list = json.decode(key("hello", "--format", "json"))
     assert.equal(4, #list)
     assert.same({ scheme = "pglock", key = "1054880662928880172", classid = 245608543, objid = 3125670444,
       objsubid = 1 }, list[1])
-    assert.same({ scheme = "with_advisory_lock", key = "(907060870, 0)", classid = 907060870, objid = 0,
+    assert.same({ scheme = "with_advisory_lock", key = "907060870,0", classid = 907060870, objid = 0,
       objsubid = 2 }, list[4])
     assert.same({ { key = "-5", classid = 4294967295, objid = 4294967291, objsubid = 1 } },
       json.decode(key("-5", "--format", "json")))
+    for _, id in ipairs { "-5", "-1,2" } do
+      assert.equal(id, json.decode(key(id, "--format", "json"))[1].key)
+    end
     local _, out = t.run("key", "hello", "--format", "json")
     assert.equal("postgres", json.decode(out)[5].database)
   end)
@@ -183,6 +186,7 @@ describe("who", function()
     assert.matches(holder.pid .. " +holds shared", (who("42")))
     assert.matches(holder.pid .. " +holds exclusive", (who("1,-2")))
     assert.matches("Nobody", (who("1,2")))
+    assert.equal("1,-2", json.decode((who("1,-2", "--format", "json")))[1].key)
   end)
 
   it("as JSON an empty list where nobody has it", function()

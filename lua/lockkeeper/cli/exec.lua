@@ -1,6 +1,7 @@
 --- lockkeeper exec: hold a lock while a command runs.
 local core = require "lockkeeper.core"
 local failure = require "lockkeeper.cli.failure"
+local field = require "lockkeeper.report.field"
 local holders = require "lockkeeper.holders"
 local host = require "lockkeeper.host"
 local ids = require "lockkeeper.cli.ids"
@@ -86,15 +87,6 @@ local function model(values)
   }
 end
 
-local function key_text(held)
-  if not held then
-    return false
-  elseif type(held.key) == "table" then
-    return table.concat(held.key, ",")
-  end
-  return tostring(held.key)
-end
-
 -- An application_name that no other session of the server has, by the pid of the session that holds the
 -- lock. It begins with the one that CMD would have had, in letters that the server leaves as they are.
 local function session_name(argv)
@@ -105,7 +97,7 @@ end
 
 -- What CMD finds in its environment beside ours.
 local function environment(held, values, own_name)
-  local env = { LOCKKEEPER_KEY = key_text(held), PGAPPNAME = own_name }
+  local env = { LOCKKEEPER_KEY = held and field.key_word(held.key) or false, PGAPPNAME = own_name }
   for name, value in pairs(values.forgotten or {}) do
     env[name] = value
   end

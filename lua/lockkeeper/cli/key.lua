@@ -1,5 +1,6 @@
 --- lockkeeper key: the key that a name becomes.
 local failure = require "lockkeeper.cli.failure"
+local field = require "lockkeeper.report.field"
 local host = require "lockkeeper.host"
 local ids = require "lockkeeper.cli.ids"
 local keys = require "lockkeeper.cli.keys"
@@ -50,6 +51,7 @@ function key.main(values, operands)
   if values.format == "json" then
     for _, row in ipairs(rows) do
       row.database = database
+      row.key = field.key_word(row.key)
       row.scheme = row.scheme ~= "" and row.scheme or nil
     end
     print(lock.json.encode(rows))
@@ -57,6 +59,9 @@ function key.main(values, operands)
   end
   if where then
     print(where)
+  end
+  for _, row in ipairs(rows) do
+    row.key = field.key(row.key)
   end
   io.stdout:write(text_table.format(COLUMNS, rows, host.terminal(1)))
   return 0

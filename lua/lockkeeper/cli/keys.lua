@@ -9,12 +9,13 @@ local function describe(id, scheme, prefix)
   local classid, objid, objsubid = lock.key_parts(second and { key, second } or key)
   return {
     scheme = scheme or "",
-    key = second and ("(%d, %d)"):format(key, second) or tostring(key),
+    key = second and { key, second } or key,
     classid = classid, objid = objid, objsubid = objsubid,
   }
 end
 
---- One row a scheme: all of them for a name without --scheme. `connected`: may the server be asked?
+--- One row a scheme: all of them for a name without --scheme. A row's key is an integer, or a list of two
+--- int4 keys. `connected`: may the server be asked?
 function keys.of(word, values, connected)
   local id = ids.parse(word, values.scheme)
   if type(id) ~= "string" or values.scheme then

@@ -1,5 +1,6 @@
 --- lockkeeper who: who holds an advisory lock, and who waits for it.
 local failure = require "lockkeeper.cli.failure"
+local field = require "lockkeeper.report.field"
 local host = require "lockkeeper.host"
 local ids = require "lockkeeper.cli.ids"
 local keys = require "lockkeeper.cli.keys"
@@ -57,7 +58,7 @@ local function sessions(rows_of_keys)
   for _, key in ipairs(rows_of_keys) do
     for _, row in ipairs(lock.db:query(sql, tostring(key.classid), tostring(key.objid), key.objsubid)) do
       row.scheme = key.scheme
-      row.key = key.key
+      row.key = field.key_word(key.key)
       row.mode = MODES[row.mode] or row.mode
       found[#found + 1] = row
     end

@@ -26,11 +26,18 @@ function field.local_time(epoch, offset)
   return os.date(offset and "%Y-%m-%d %H:%M:%S %z" or "%Y-%m-%d %H:%M:%S", microseconds(epoch) // 1000000)
 end
 
---- An advisory key: of one bigint, or "(1, 2)".
+--- An advisory key for people: a bigint, or "(1, 2)".
 ---@param key integer|integer[]
 ---@return string
 function field.key(key)
   return type(key) == "table" and ("(%d, %d)"):format(key[1], key[2]) or tostring(key)
+end
+
+--- The same for programs, as list:to_json() has it and the command line takes it: "1,2".
+---@param key integer|integer[]
+---@return string
+function field.key_word(key)
+  return type(key) == "table" and ("%d,%d"):format(key[1], key[2]) or tostring(key)
 end
 
 local SHOWN = {
@@ -54,10 +61,10 @@ end
 local FULL = {
   duration = function(seconds) return microseconds(seconds) / 1e6 end,
   time = field.instant,
-  key = field.key,
+  key = field.key_word,
 }
 
---- For programs: durations in seconds, instants as RFC 3339, keys as texts; nil stays nil.
+--- For programs: durations in seconds, instants as RFC 3339, keys as texts, "1,2" two int4; nil stays nil.
 ---@param kind string
 ---@param value any
 ---@return any
