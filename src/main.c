@@ -1,3 +1,4 @@
+#include "host/serve.h"
 #include "host/state.h"
 
 #include <errno.h>
@@ -33,5 +34,7 @@ int main(int argc, char **argv)
     }
     code = state_run(L, argc, argv);
     state_close(L);
+    if (serve_is_wanted())
+        code = serve_run();
     exit(code);
 }

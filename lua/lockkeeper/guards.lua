@@ -18,8 +18,9 @@ local guards = {}
 local SESSION, XACT, TABLES, ROWS = 1, 2, 3, 4
 
 local OIDS_SQL = [[
-SELECT pg_catalog.min(COALESCE(pg_catalog.to_regclass(n.name)::pg_catalog.oid::pg_catalog.int8, 0))
-  FROM pg_catalog.unnest($1::pg_catalog.text[]) AS n(name)]]
+SELECT ARRAY(SELECT COALESCE(pg_catalog.to_regclass(n.name)::pg_catalog.oid::pg_catalog.int8, 0)
+               FROM pg_catalog.unnest($1::pg_catalog.text[]) AS n(name)
+              ORDER BY 1)]]
 
 local LOCK_TIMEOUT_SQL = [[
 SELECT EXTRACT(epoch FROM pg_catalog.current_setting('lock_timeout')::pg_catalog.interval
@@ -37,6 +38,10 @@ SELECT EXTRACT(epoch FROM pg_catalog.current_setting('lock_timeout')::pg_catalog
 ---@field try fun(session: Session, seconds: number|false): any, Error?
 ---@field holders fun(): table[]
 ---@field own boolean                 the lock "job:NAME"
+---@field key? integer|integer[]      of an advisory lock
+---@field shared? boolean
+---@field oids? integer[]             of tables
+---@field mode? string
 
 ---------------------------------------------------------------------------------------------------
 -- kinds
@@ -73,7 +78,7 @@ function KINDS.advisory(planned, args, options)
   planned.name = "lock " .. shown(id)
   planned.rank = options.xact and XACT or SESSION
   planned.place, key = key_place(planned.session, id, options)
-  planned.key = key
+  planned.key, planned.shared = key, options.shared
   function planned.try(session, seconds)
     return core.advisory(session, id, with_timeout(given, seconds), false)
   end
@@ -105,7 +110,8 @@ function KINDS.model(planned, args, options)
   local given = passed(options, { "mode", "only" })
   planned.name = (#names == 1 and "table " or "tables ") .. shown(names)
   planned.rank = TABLES
-  planned.place = { planned.session:value(OIDS_SQL, core.array(names)) }
+  planned.oids = planned.session:value(OIDS_SQL, core.array(names))
+  planned.place, planned.mode = { planned.oids[1] }, options.mode
   function planned.try(session, seconds)
     return core.model(session, names, with_timeout(given, seconds))
   end

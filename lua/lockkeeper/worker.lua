@@ -7,6 +7,7 @@ local call = require "lockkeeper.call"
 local core = require "lockkeeper.core"
 local definition = require "lockkeeper.definition"
 local fence = require "lockkeeper.fence"
+local guard_words = require "lockkeeper.guard_words"
 local guards = require "lockkeeper.guards"
 local has_host, host = pcall(require, "lockkeeper.host")
 local holders = require "lockkeeper.holders"
@@ -22,6 +23,7 @@ local worker = {}
 ---@field attempt? integer  the first one's number; default 1
 ---@field parent? table     job.parent
 ---@field run_id? integer
+---@field ledger? Ledger    of a claimed run: it happens once, another attempt is another run
 ---@field output? "plain"|"log"|"both"|"quiet"  see lockkeeper.output; default "plain"
 ---@field tell? fun(event: "started"|"waiting"|"again"|"ended", job: Job, news: Outcome|string|nil)  in place
 ---                         of the log; of "waiting" a text, of "again" and "ended" the outcome
@@ -39,7 +41,7 @@ local worker = {}
 ---@field exit_code integer  what `lockkeeper run` ends with because of it
 ---@field output string      the last 64 KiB of what it printed
 
-local OPTIONS = { "slot", "db", "attempt", "parent", "run_id", "output", "tell" }
+local OPTIONS = { "slot", "db", "attempt", "parent", "run_id", "ledger", "output", "tell" }
 
 local MODES = { plain = true, log = true, both = true, quiet = true }
 
@@ -188,6 +190,16 @@ local function session_of(run, name)
   return session
 end
 
+-- A ledger's session, where it is none of the job's, is one more that the job depends on.
+local function open_ledger(run)
+  local beside = run.options.ledger and run.options.ledger:choose_session(run.job, run.db)
+  if beside then
+    run.sessions[#run.sessions + 1] = beside
+    set(beside, { { "application_name", application_name(run.job) } })
+    core.keep_session(beside, true)
+  end
+end
+
 local function open(run)
   local job, given = run.job, run.options.db
   run.connected_before = core.connected_sessions()
@@ -208,6 +220,7 @@ local function open(run)
   end
   run.had_transaction = run.db.in_transaction
   core.keep_session(run.db, true)
+  open_ledger(run)
   take_names(run)
 end
 
@@ -411,6 +424,22 @@ local function log_fields(run)
   core.log_common(names, values)
 end
 
+-- The run has its guards: its fence, and where it has a row, the step to running. Returns an outcome where
+-- it may not run.
+local function begin_running(run, plan)
+  local ledger = run.options.ledger
+  if not ledger then
+    run.fence, run.no_fence = fence.next(run.db, run.job.name)
+    return nil
+  end
+  local words, conflicts = guard_words.of(plan, run.taken.held, function(session)
+    return ledger:place_of(session, run)
+  end)
+  local ended
+  ended, run.fence = ledger:step(words, conflicts, run.settings, run.taken.waited)
+  return ended
+end
+
 local function hold_and_work(run)
   local plan = guards.plan(run.job, function(name) return session_of(run, name) end)
   run.taken = guards.take(run.db, run.settings, say_of(run))
@@ -418,7 +447,10 @@ local function hold_and_work(run)
   if not ok then
     return busy(err, planned)
   end
-  run.fence, run.no_fence = fence.next(run.db, run.job.name)
+  local ended = begin_running(run, plan)
+  if ended then
+    return ended
+  end
   log_fields(run)
   ok, err, planned = run.taken:transaction_level(plan)
   if not ok then
@@ -459,12 +491,18 @@ local function settle(run, outcome)
 end
 
 local function attempt_safely(run)
+  local ledger = run.options.ledger
   local ok, outcome = xpcall(function()
     open(run)
-    return hold_and_work(run)
+    local ended = ledger and ledger:begin()
+    run.parent = ledger and ledger:parent() or run.parent
+    return ended or hold_and_work(run)
   end, caught)
   if not ok then
     outcome = failed_work(run, outcome)
+  end
+  if ledger then
+    ledger:settle()
   end
   local settled
   ok, settled = xpcall(settle, caught, run, outcome)
@@ -576,6 +614,10 @@ local function new_run(job, options, attempt)
   }
 end
 
+local function delay_before(retry, attempt)
+  return math.min((retry.delay or 0) * (retry.factor or 1) ^ (attempt - 1), RETRY_DELAY_MAX)
+end
+
 --- Run a job once, whatever its policy says of another attempt.
 ---@param job Job
 ---@param options RunOptions
@@ -596,16 +638,17 @@ local function attempt_once(job, options, attempt)
   tell(run, "started")
   local outcome = complete(run, attempt_safely(run))
   call_on_failure(run, outcome)
+  if options.ledger then
+    outcome.again_in = comes_again(job, outcome) and delay_before(job.settings.retry, attempt) or nil
+    outcome.output = run.output:finish()
+    options.ledger:finish(outcome)
+  end
   close(run)
   run.progress:finish()
-  outcome.output = run.output:finish()
+  outcome.output = outcome.output or run.output:finish()
   core.set_application(application)
   tell(run, "ended", outcome)
   return outcome
-end
-
-local function delay_before(retry, attempt)
-  return math.min((retry.delay or 0) * (retry.factor or 1) ^ (attempt - 1), RETRY_DELAY_MAX)
 end
 
 local function run_attempts(job, options)
@@ -614,7 +657,7 @@ local function run_attempts(job, options)
   while true do
     local outcome = attempt_once(job, options, attempt)
     outcome.attempts = attempt - first + 1
-    if not comes_again(job, outcome) or has_host and host.interrupted() then
+    if options.ledger or not comes_again(job, outcome) or has_host and host.interrupted() then
       return outcome
     end
     outcome.again_in = delay_before(job.settings.retry, attempt)

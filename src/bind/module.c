@@ -12,6 +12,7 @@
 #include "bind/schedule.h"
 #include "bind/session.h"
 #include "bind/snapshot.h"
+#include "bind/store.h"
 #include "bind/task.h"
 #include "pg/wait.h"
 
@@ -249,6 +250,7 @@ int luaopen_lockkeeper_core(lua_State *L)
     bind_environment_register(L);
     bind_output_register(L);
     bind_snapshot_register(L);
+    bind_store_register(L);
     luaL_newmetatable(L, SQL_ARRAY_TNAME);
     luaL_newmetatable(L, JSON_ARRAY_TNAME);
     lua_pop(L, 2);

@@ -8,8 +8,10 @@
 #include "host/describe.h"
 #include "host/embedded.h"
 #include "host/memory.h"
+#include "host/serve.h"
 #include "host/signals.h"
 #include "host/watcher.h"
+#include "host/work.h"
 #include "pg/conninfo.h"
 #include "pg/wait.h"
 
@@ -220,18 +222,8 @@ static int host_untrusted(lua_State *L)
 /* replace(argv): become another program; returns only the error, and whether it was not found */
 static int host_replace(lua_State *L)
 {
-    lua_Unsigned count;
-    const char **argv;
+    const char **argv = args_texts(L, 1);
 
-    luaL_checktype(L, 1, LUA_TTABLE);
-    count = lua_rawlen(L, 1);
-    argv = lua_newuserdatauv(L, (size_t)(count + 1) * sizeof *argv, 0);
-    for (lua_Unsigned i = 0; i < count; i++) {
-        lua_rawgeti(L, 1, (lua_Integer)i + 1);
-        argv[i] = luaL_checkstring(L, -1);
-        lua_pop(L, 1); /* the list keeps it */
-    }
-    argv[count] = NULL;
     fflush(NULL);
     execvp(argv[0], (char *const *)argv);
     lua_pushboolean(L, errno == ENOENT);
@@ -329,6 +321,8 @@ static int open_host(lua_State *L)
                                  {"end_strays", host_end_strays},
                                  {NULL, NULL}}));
     describe_register(L);
+    serve_register(L);
+    work_register(L);
     return 1;
 }
 

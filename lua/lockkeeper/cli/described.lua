@@ -16,6 +16,7 @@ local described = {}
 ---@field files string[]
 ---@field jobs table[]     of descriptions, in order
 ---@field faults { file: string, line?: integer, message: string }[]
+---@field descriptions table[]  one a file (lockkeeper.describe)
 
 -- How many are described at once: most of the time goes by in starting processes.
 local AT_ONCE = 4
@@ -164,7 +165,7 @@ function described.load(paths, named)
     end
   end
   check_together(descriptions, jobs, add)
-  return { files = files, jobs = jobs, faults = faults }
+  return { files = files, jobs = jobs, faults = faults, descriptions = descriptions }
 end
 
 --- The job of that name; where there is none, the words are wrong.

@@ -7,10 +7,13 @@ local options = require "lockkeeper.cli.options"
 local target = require "lockkeeper.cli.target"
 require "lockkeeper" -- which tells what is left out of tracebacks, where a script does not
 
-local COMMANDS = { "run", "exec", "check", "next", "ls", "key", "who", "db" }
+local COMMANDS = { "run", "exec", "serve", "check", "next", "ls", "key", "who", "init", "db" }
 
 -- Those that commands call, not people.
-local INTERNAL = { describe = true }
+local INTERNAL = { describe = true, survey = true, work = true }
+
+-- Commands whose module is not named like them.
+local MODULES = { init = "init_schema" }
 
 local USAGE = [[
 Usage: lockkeeper COMMAND [options]
@@ -19,11 +22,13 @@ Runs Lua scripts and commands under PostgreSQL's locks.
 
   run FILE [ARG...]        runs a Lua script
   exec --lock ID -- CMD    holds a lock while a command runs
+  serve PATH...            runs jobs by their schedules, each slot once over all hosts
   check PATH...            what is wrong with files that define jobs; runs none
   next JOB PATH...         when a job is due
   ls [PID...]              locks, who waits for whom; cancels and terminates
   key ID                   the key that a name becomes, as pg_locks shows it
   who ID                   who holds a lock, and who waits for it
+  init                     makes the tables that serve needs, or brings them up to date
   db ACTION                the embedded PostgreSQL: start, stop, status, url, psql
 
 "lockkeeper COMMAND -h" tells more of each; "lockkeeper --version" the version.
@@ -57,7 +62,7 @@ local function parse(command, words)
 end
 
 local function run_command(name, words)
-  local command = require("lockkeeper.cli." .. name)
+  local command = require("lockkeeper.cli." .. (MODULES[name] or name))
   local values, operands = parse(command, words)
   if values.help then
     io.stdout:write(options.help(command.spec, host.terminal(1)))

@@ -1,0 +1,183 @@
+--- What a run that the supervisor has claimed writes into the state tables, on the session that holds its
+--- guards (runner.md 8, 15, 18 and 22): first its liveness lock; then, with its guards, the step to running;
+--- at last how it ended.
+--
+-- Where the job's session leads to another database than the tables are in, all that is on a session
+-- beside it, which is watched like the job's.
+local core = require "lockkeeper.core"
+local has_host, host = pcall(require, "lockkeeper.host")
+
+local ledger = {}
+
+---@class Ledger
+---@field request table      the supervisor's: { id, job, runner, origin, attempt, parent, … }
+---@field say fun(table)     tell the supervisor
+---@field session? Session
+---@field alive? Guard       the liveness lock
+---@field gone? boolean      the run is not ours any more
+---@field written boolean    its row tells how it ended, or is no concern of ours
+local Ledger = {}
+Ledger.__index = Ledger
+
+-- Between two looks whether runs that hold the same guards have ended.
+local STEP_EVERY = 0.1
+
+--- For the run of a request.
+---@param request table
+---@param say fun(message: table)
+---@return Ledger
+function ledger.new(request, say)
+  return setmetatable({ request = request, say = say, written = false }, Ledger)
+end
+
+--- The session of the tables, as long as "default" leads there: the job's own, where it is to the same
+--- database. Returns the one beside it, if there is one.
+---@param job Job
+---@param db Session
+---@return Session?
+function Ledger:choose_session(job, db)
+  if job.using == nil or job.using == "default" then
+    self.session = db
+    return nil
+  end
+  self.session = core.beside(core.session(nil))
+  return self.session
+end
+
+--- The first lock of the run. Its name is not in the job's way.
+function Ledger:begin()
+  local err
+  self.alive, err = core.advisory(self.session, core.store_run_key(self.request.id),
+    { timeout = 0, on_busy = "return" }, false)
+  if not self.alive then
+    self.gone = true
+    return { state = "skipped", reason = "gone", error = err }
+  end
+  if self.request.origin == "after" then
+    self.row = core.store_run(self.session, self.request.id)
+  end
+end
+
+--- The parent's end, for job.parent.
+---@return table?
+function Ledger:parent()
+  local row = self.row
+  return row and {
+    name = row.parent_job, state = row.parent_state, result = row.parent_result,
+    error = row.parent_error and { message = row.parent_error, kind = row.parent_error_kind } or nil,
+  }
+end
+
+--- What the locks of a session are told apart by: "" in the database of the tables.
+---@param session Session
+---@param run table
+---@return string
+function Ledger:place_of(session, run)
+  if session == self.session then
+    return ""
+  end
+  for name, beside in pairs(run.beside) do
+    if beside == session then
+      return name .. ":"
+    end
+  end
+  return (run.job.using or "default") .. ":"
+end
+
+--- The step to running. Returns an outcome where it is not taken.
+---@param words string[]      of the guards that it holds
+---@param conflicts string[]
+---@param settings table
+---@param waited number
+---@return table? outcome
+---@return integer? fence
+function Ledger:step(words, conflicts, settings, waited)
+  local request = self.request
+  local step = { run = request.id, runner = request.runner, guards = words, conflicts = conflicts,
+    grace = settings.grace, waited = waited, fenced = settings.overlap ~= "allow" }
+  local told = false
+  while true do
+    local result, fence, guarded, other = core.store_step(self.session, step)
+    if result == "running" then
+      self.say { running = { fence = fence } }
+      return nil, fence
+    elseif result == "gone" then
+      self.gone = true
+      return { state = "skipped", reason = "gone" }
+    elseif result == "cancelled" then
+      return { state = "cancelled" }
+    end
+    if not told then
+      core.log("info", "waiting for a run that held one of the guards to have ended", { "other" },
+        { tostring(other) })
+      told = true
+    end
+    step.guarded = guarded
+    core.sleep(STEP_EVERY)
+  end
+end
+
+--- From here on nothing cancels the run any more: things are put in order.
+function Ledger:settle() -- luacheck: ignore 212
+  if has_host then
+    host.work_accept(false)
+  end
+end
+
+-- Why it was cancelled, as the supervisor has said before it sent the signal. False: it is not there any
+-- more; then others find the run lost.
+function Ledger:reason()
+  local reason
+  while true do
+    local line, open = host.work_heard()
+    if not line then
+      return open and (reason or "cancelled")
+    end
+    local cancel = core.json.decode(line).cancel
+    if cancel and cancel.id == self.request.id then
+      reason = cancel.reason
+    end
+  end
+end
+
+local function text_of(err)
+  return err and tostring(err.message) or nil
+end
+
+--- Write how it ended, where the session is there still, and give the liveness lock back.
+---@param outcome Outcome
+function Ledger:finish(outcome)
+  if self.gone then
+    self.written = true
+  elseif self.session and core.backend_pid(self.session) then
+    local reason = outcome.reason
+    if outcome.state == "cancelled" then
+      reason = self:reason()
+      if not reason then
+        return
+      end
+    end
+    local ok, err = pcall(self.write, self, outcome, reason)
+    if not ok then
+      core.log("error", "how the run ended could not be written: " .. tostring(err.message or err), {}, {})
+    end
+  end
+  if self.alive and core.backend_pid(self.session) then
+    pcall(self.alive.release, self.alive)
+  end
+end
+
+---@param outcome Outcome
+---@param reason? string
+function Ledger:write(outcome, reason)
+  local err = outcome.error
+  core.store_end(self.session, {
+    run = self.request.id, runner = self.request.runner, state = outcome.state, reason = reason,
+    error = text_of(err), error_kind = err and err.kind, sqlstate = err and err.sqlstate,
+    detail = err and err.detail, result = outcome.result_json, output = outcome.output,
+    waited = outcome.waited, ran = outcome.ran, retry_after = outcome.again_in,
+  })
+  self.written = true
+end
+
+return ledger

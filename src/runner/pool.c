@@ -1,0 +1,486 @@
+#include "runner/pool.h"
+
+#include "base/clock.h"
+#include "base/log.h"
+
+#include <inttypes.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+
+enum {
+    RETIRE_US = 2000000,  /* how long a process has to end by itself */
+    MARGIN_US = 2000000,  /* and, beyond its grace, one that was told to cancel its run */
+    AGAIN_US = 1000000,   /* between two tries to start a process */
+    SLOT_TEXT_SIZE = 40,
+    EXIT_TIMED_OUT = 124, /* of a worker process: see src/host/watcher.h */
+    EXIT_LOST = 125,
+};
+
+/* A run in work. */
+typedef struct {
+    int64_t id;
+    char *job;
+    JobFile *file;
+    char runner[STORE_UUID_SIZE];
+    RunOrigin origin;
+    int64_t slot_us;
+    int attempt;
+    int64_t parent;
+    int64_t grace_us;
+    int64_t begun_us;
+    const char *cancel; /* NULL: not to be cancelled; else why */
+    bool told;          /* the process was told so */
+    int64_t kill_us;
+    char slot_text[SLOT_TEXT_SIZE], id_text[TEXT_INTEGER_SIZE], fence_text[TEXT_INTEGER_SIZE];
+    LogField fields[5];
+} Run;
+
+typedef struct {
+    Pool *pool;
+    int index;
+    Fiber *fiber;
+    Bell bell;
+    Child *child;
+    Run *run;
+} Worker;
+
+struct Pool {
+    PoolSpec spec;
+    bool closing, killing;
+    int count;
+    Worker workers[];
+};
+
+/* ---- runs ------------------------------------------------------------------------------------ */
+
+static void run_free(Run *run)
+{
+    if (run == NULL)
+        return;
+    free(run->job);
+    job_file_release(run->file);
+    free(run);
+}
+
+static void slot_text(char text[SLOT_TEXT_SIZE], int64_t slot_us)
+{
+    time_t seconds = (time_t)(slot_us / 1000000);
+    struct tm utc;
+
+    gmtime_r(&seconds, &utc);
+    strftime(text, SLOT_TEXT_SIZE, "%Y-%m-%dT%H:%M:%SZ", &utc);
+}
+
+static Run *run_new(const StoreRun *from, const Job *job, const char *runner)
+{
+    Run *run = calloc(1, sizeof *run);
+
+    if (run == NULL)
+        return NULL;
+    run->id = from->id;
+    run->origin = from->origin;
+    run->slot_us = from->slot_us;
+    run->attempt = from->attempt;
+    run->parent = from->parent;
+    run->grace_us = job->grace_us;
+    run->kill_us = CLOCK_NEVER;
+    run->job = strdup(job->record.name);
+    run->file = job->file;
+    run->file->uses++;
+    text_copy(run->runner, sizeof run->runner, runner);
+    if (run->job == NULL) {
+        run_free(run);
+        return NULL;
+    }
+    slot_text(run->slot_text, run->slot_us);
+    run->fields[0] = (LogField){.name = "job", .value = run->job};
+    run->fields[1] = (LogField){.name = "slot", .value = run->slot_text};
+    run->fields[2] = (LogField){.name = "run", .value = text_integer(run->id_text, run->id), .bare = true};
+    run->fields[3] = (LogField){.name = "fence", .bare = true};
+    return run;
+}
+
+static json_t *run_message(const Run *run)
+{
+    const JobFile *file = run->file;
+
+    return json_pack("{s:{s:I, s:s, s:s, s:s, s:s*, s:s, s:s, s:I, s:i, s:I}}", "run", "id",
+                     (json_int_t)run->id, "job", run->job, "file", file->path, "sha256",
+                     file->sha256, "text", file->replaced ? file->text : NULL,
+                     "runner", run->runner, "origin", RUN_ORIGIN_NAMES[run->origin], "slot_us",
+                     (json_int_t)run->slot_us, "attempt", run->attempt, "parent",
+                     (json_int_t)run->parent);
+}
+
+/* ---- ending a run whose process did not ------------------------------------------------------- */
+
+/* Ask until it is done, or this process is about to end. */
+static void write_end(Worker *worker, const StoreEnd *end)
+{
+    Pool *pool = worker->pool;
+    Link *link = pool->spec.link;
+    Session *session;
+    int64_t retry;
+    bool ended, ok = false;
+    Error err;
+
+    while (!ok) {
+        while ((session = link_begin(link)) == NULL) {
+            if (pool->closing)
+                return;
+            wait_told(link, WAIT_CLEANUP);
+        }
+        ok = store_end(session, end, &ended, &retry, &err);
+        link_end(link, ok ? NULL : &err);
+        if (!ok && err.kind != ERROR_CONNECTION) {
+            log_printf(LOG_ERROR, "run %" PRId64 " could not be ended in the database: %s", end->run,
+                       err.message);
+            return;
+        }
+    }
+}
+
+static void end_run(Worker *worker, RunState state, const char *reason, const char *error)
+{
+    const Run *run = worker->run;
+    StoreEnd end = {
+        .run = run->id,
+        .runner = run->runner,
+        .state = state,
+        .reason = reason,
+        .error = error,
+        .waited_s = -1,
+        .ran_s = -1,
+        .retry_after_us = STORE_RETRY_POLICY,
+    };
+
+    write_end(worker, &end);
+}
+
+static void log_end(const Run *run, const char *message, const char *error)
+{
+    LogField fields[6];
+
+    memcpy(fields, run->fields, sizeof run->fields);
+    fields[4] = (LogField){.name = "error", .value = error};
+    fields[5] = (LogField){0};
+    log_write(LOG_ERROR, message, fields);
+}
+
+/* The process is gone and has not ended its run. */
+static void end_orphan(Worker *worker, int exit_code)
+{
+    Run *run = worker->run;
+    char text[128];
+
+    if (exit_code > 128)
+        snprintf(text, sizeof text, "the job's process was ended by signal %d", exit_code - 128);
+    else
+        snprintf(text, sizeof text, "the job's process ended with exit code %d", exit_code);
+    log_end(run, "job ended with its process", text);
+    if (exit_code == EXIT_LOST)
+        bell_ring(worker->pool->spec.lost); /* only where its liveness lock is free (runner.md 22) */
+    else if (run->cancel != NULL)
+        end_run(worker, RUN_CANCELLED, run->cancel, text);
+    else if (exit_code == EXIT_TIMED_OUT)
+        end_run(worker, RUN_TIMED_OUT, NULL, "max_run has passed");
+    else
+        end_run(worker, RUN_FAILED, "process", text);
+}
+
+static RunState state_of(const json_t *ended)
+{
+    const char *word = json_string_value(json_object_get(ended, "state"));
+    int state = word == NULL ? -1 : store_word(RUN_STATE_NAMES, word);
+
+    return state < RUN_SUCCEEDED ? RUN_FAILED : (RunState)state;
+}
+
+/* The process tells of its run's end; mostly it has ended the row, too. */
+static void end_told(Worker *worker, const json_t *ended)
+{
+    RunState state = state_of(ended);
+
+    if (json_is_true(json_object_get(ended, "written")))
+        return;
+    if (state == RUN_LOST)
+        bell_ring(worker->pool->spec.lost);
+    else
+        end_run(worker, state, json_string_value(json_object_get(ended, "reason")),
+                json_string_value(json_object_get(ended, "error")));
+}
+
+/* ---- processes ------------------------------------------------------------------------------- */
+
+static bool is_warm(const Worker *worker)
+{
+    return worker->index < worker->pool->spec.warm && !worker->pool->closing;
+}
+
+static void drop_child(Worker *worker)
+{
+    child_free(worker->child);
+    worker->child = NULL;
+}
+
+/* Let it end, and what it has left behind. */
+static void retire(Worker *worker)
+{
+    int64_t deadline_us = clock_deadline(RETIRE_US);
+    bool killed = false;
+    json_t *message;
+    ChildNews news;
+
+    if (worker->child == NULL)
+        return;
+    child_dismiss(worker->child);
+    do {
+        news = child_wait(worker->child, &worker->bell, killed ? CLOCK_NEVER : deadline_us, &message);
+        json_decref(message);
+        if (!killed && (news == CHILD_DEADLINE || worker->pool->killing)) {
+            child_kill(worker->child);
+            killed = true;
+        }
+    } while (news != CHILD_ENDED);
+    drop_child(worker);
+}
+
+static bool start_child(Worker *worker)
+{
+    Error err;
+
+    if (worker->child != NULL || child_start(&worker->child, worker->pool->spec.settings, &err))
+        return true;
+    log_printf(LOG_ERROR, "no worker process could be started: %s", err.message);
+    return false;
+}
+
+/* ---- a worker -------------------------------------------------------------------------------- */
+
+/* Wait for a run, with a process ready where one is to be. */
+static void idle(Worker *worker)
+{
+    json_t *message;
+    ChildNews news;
+
+    if (is_warm(worker) && !start_child(worker)) {
+        bell_wait(&worker->bell, clock_deadline(AGAIN_US));
+        return;
+    }
+    if (worker->child == NULL) {
+        bell_wait(&worker->bell, CLOCK_NEVER);
+        return;
+    }
+    news = child_wait(worker->child, &worker->bell, CLOCK_NEVER, &message);
+    json_decref(message);
+    if (news == CHILD_ENDED) {
+        log_printf(LOG_WARNING, "a worker process that had nothing to do has ended with code %d",
+                   child_exit_code(worker->child));
+        drop_child(worker);
+        if (worker->run == NULL)
+            bell_wait(&worker->bell, clock_deadline(AGAIN_US));
+    }
+}
+
+/* The signal ends the run; this tells for which reason. */
+static void say_why(Child *child, const Run *run)
+{
+    json_t *message = json_pack("{s:{s:I, s:s}}", "cancel", "id", (json_int_t)run->id, "reason",
+                                run->cancel);
+    Error ignored;
+
+    child_say(child, message, &ignored);
+    json_decref(message);
+}
+
+/* Tell the process what has become necessary since. */
+static void attend(Worker *worker)
+{
+    Run *run = worker->run;
+
+    if (worker->pool->killing) {
+        run->cancel = run->cancel == NULL ? "cancelled" : run->cancel;
+        child_kill(worker->child);
+    } else if (run->cancel != NULL && !run->told) {
+        run->told = true;
+        run->kill_us = clock_deadline(run->grace_us);
+        run->kill_us = run->kill_us == CLOCK_NEVER ? CLOCK_NEVER : run->kill_us + MARGIN_US;
+        say_why(worker->child, run);
+        child_cancel(worker->child);
+    }
+}
+
+static void note_running(Run *run, const json_t *running)
+{
+    const json_t *fence = json_object_get(running, "fence");
+
+    if (json_is_integer(fence))
+        run->fields[3].value = text_integer(run->fence_text, json_integer_value(fence));
+}
+
+/* Until the run is over. *reusable: its process may have another. */
+static void accompany(Worker *worker, bool *reusable)
+{
+    Run *run = worker->run;
+
+    for (;;) {
+        json_t *message, *part;
+        ChildNews news = child_wait(worker->child, &worker->bell, run->kill_us, &message);
+
+        if (news == CHILD_ENDED) {
+            int exit_code = child_exit_code(worker->child);
+
+            drop_child(worker); /* nothing of it is left when the row says so */
+            end_orphan(worker, exit_code);
+            return;
+        }
+        if (news == CHILD_RUNG || news == CHILD_CANCELLED)
+            attend(worker);
+        if (news == CHILD_DEADLINE) {
+            run->kill_us = CLOCK_NEVER;
+            child_kill(worker->child);
+        }
+        if ((part = json_object_get(message, "running")) != NULL)
+            note_running(run, part);
+        if ((part = json_object_get(message, "ended")) != NULL) {
+            /* the signal may still be on its way */
+            *reusable = json_is_true(json_object_get(part, "reusable")) && !run->told;
+            end_told(worker, part);
+            json_decref(message);
+            return;
+        }
+        json_decref(message);
+    }
+}
+
+static void work(Worker *worker)
+{
+    Run *run = worker->run;
+    json_t *message = run_message(run);
+    bool reusable = false;
+    Error err;
+
+    if (!start_child(worker) || !child_say(worker->child, message, &err)) {
+        drop_child(worker); /* it may have ended while it was idle: once more, with a new one */
+        if (!start_child(worker) || !child_say(worker->child, message, &err)) {
+            end_run(worker, RUN_FAILED, "process", "no worker process could be started");
+            drop_child(worker);
+        }
+    }
+    json_decref(message);
+    if (worker->child != NULL) {
+        child_set_fields(worker->child, run->fields);
+        attend(worker);
+        accompany(worker, &reusable);
+    }
+    if (worker->child != NULL && !(reusable && is_warm(worker)))
+        retire(worker);
+    if (worker->child != NULL)
+        child_set_fields(worker->child, NULL);
+    worker->run = NULL;
+    run_free(run);
+    bell_ring(worker->pool->spec.freed);
+}
+
+static void worker_main(void *argument)
+{
+    Worker *worker = argument;
+
+    while (!worker->pool->closing || worker->run != NULL) {
+        if (worker->run != NULL)
+            work(worker);
+        else
+            idle(worker);
+    }
+    retire(worker);
+}
+
+/* ---- the pool -------------------------------------------------------------------------------- */
+
+Pool *pool_new(const PoolSpec *spec, Error *err)
+{
+    Pool *pool = calloc(1, sizeof *pool + (size_t)spec->workers * sizeof pool->workers[0]);
+
+    if (pool == NULL) {
+        error_set(err, ERROR_USAGE, "out of memory");
+        return NULL;
+    }
+    pool->spec = *spec;
+    for (int i = 0; i < spec->workers; i++) {
+        Worker *worker = &pool->workers[i];
+
+        *worker = (Worker){.pool = pool, .index = i, .bell.fd = -1};
+        if (!bell_open(&worker->bell, err) ||
+            !fiber_start(&worker->fiber, worker_main, worker, err)) {
+            bell_close(&worker->bell);
+            pool_free(pool);
+            return NULL;
+        }
+        pool->count++;
+    }
+    return pool;
+}
+
+int pool_free_workers(const Pool *pool)
+{
+    int count = 0;
+
+    for (int i = 0; i < pool->count; i++)
+        count += pool->workers[i].run == NULL;
+    return count;
+}
+
+int pool_busy_workers(const Pool *pool)
+{
+    return pool->count - pool_free_workers(pool);
+}
+
+bool pool_assign(Pool *pool, const StoreRun *run, const Job *job, const char *runner)
+{
+    for (int i = 0; i < pool->count; i++) {
+        Worker *worker = &pool->workers[i];
+
+        if (worker->run == NULL) {
+            worker->run = run_new(run, job, runner);
+            bell_ring(&worker->bell);
+            return worker->run != NULL;
+        }
+    }
+    return false;
+}
+
+void pool_cancel(Pool *pool, int64_t run, const char *reason)
+{
+    for (int i = 0; i < pool->count; i++) {
+        Worker *worker = &pool->workers[i];
+
+        if (worker->run != NULL && worker->run->cancel == NULL &&
+            (run == 0 || worker->run->id == run)) {
+            worker->run->cancel = reason;
+            bell_ring(&worker->bell);
+        }
+    }
+}
+
+void pool_kill(Pool *pool)
+{
+    pool->killing = true;
+    for (int i = 0; i < pool->count; i++)
+        bell_ring(&pool->workers[i].bell);
+}
+
+void pool_free(Pool *pool)
+{
+    if (pool == NULL)
+        return;
+    pool->closing = true;
+    wait_tell(pool->spec.link);
+    for (int i = 0; i < pool->count; i++) {
+        bell_ring(&pool->workers[i].bell);
+        fiber_join(pool->workers[i].fiber);
+        bell_close(&pool->workers[i].bell);
+    }
+    free(pool);
+}

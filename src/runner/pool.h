@@ -1,0 +1,42 @@
+/*
+ * The workers of a supervisor: each is a fiber that has one run at a time, and a process for it.
+ *
+ * A run's row is ended by its worker process, on the session that holds its guards. Where the
+ * process has gone without doing so, it is ended here, once nothing of it is left.
+ */
+#ifndef LOCKKEEPER_RUNNER_POOL_H
+#define LOCKKEEPER_RUNNER_POOL_H
+
+#include "runner/child.h"
+#include "runner/job.h"
+#include "runner/link.h"
+
+typedef struct {
+    int workers;
+    int warm;             /* so many keep a process ready */
+    const json_t *settings; /* for worker processes; borrowed */
+    Link *link;
+    Bell *freed;          /* rung when a worker is free again */
+    Bell *lost;           /* rung when a run was lost: rows are to be looked at */
+} PoolSpec;
+
+typedef struct Pool Pool;
+
+Pool *pool_new(const PoolSpec *spec, Error *err);
+
+int pool_free_workers(const Pool *pool);
+int pool_busy_workers(const Pool *pool);
+
+/* Hand a claimed run to a free worker. False: there is none, or no memory. Copies all it needs. */
+bool pool_assign(Pool *pool, const StoreRun *run, const Job *job, const char *runner);
+
+/* End a run as cancelled, for a reason ("cancelled", "replaced"); 0: all of them. */
+void pool_cancel(Pool *pool, int64_t run, const char *reason);
+
+/* Kill all processes now; their runs are ended as cancelled. */
+void pool_kill(Pool *pool);
+
+/* End all workers, whose runs must be over or killed, and free. NULL is fine. */
+void pool_free(Pool *pool);
+
+#endif

@@ -1,0 +1,1030 @@
+#include "runner/supervisor.h"
+
+#include "base/clock.h"
+#include "base/log.h"
+#include "base/zones.h"
+#include "pg/wait.h"
+#include "runner/bell.h"
+#include "runner/due.h"
+#include "runner/link.h"
+#include "runner/pool.h"
+#include "runner/survey.h"
+#include "runner/watch.h"
+
+#include <errno.h>
+#include <inttypes.h>
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/random.h>
+#include <sys/signalfd.h>
+#include <unistd.h>
+
+enum {
+    BACKOFF_FIRST_US = 250000,
+    BACKOFF_MOST_US = 15000000,
+    LOOK_US = 10000000,     /* runner.md 22 */
+    LOOK_AGAIN_US = 300000, /* after a worker has lost its session */
+    POLL_US = 3000000,      /* for rows of which a notification was missed */
+    MEASURE_US = 60000000,  /* runner.md 5 */
+    RECORD_US = 3600 * 1000000L,
+    PRUNE_US = 600 * 1000000L,
+    END_US = 5000000, /* beyond drain and grace: then processes are killed */
+    EXIT_LOADING = 2,
+};
+
+typedef struct {
+    SupervisorOptions options;
+    SurveySpec files;
+    Zones *zones;
+    JobSet jobs;
+    Turn jobs_turn; /* for whoever uses them across a wait, or swaps them */
+    Link link;
+    Pool *pool;
+    json_t *settings;
+    Watch *watch; /* NULL: files are not watched */
+    char host[256];
+    bool older_zones;  /* another supervisor has newer time-zone data */
+    bool waiting;      /* there may be rows to be taken */
+    bool has_finish;   /* jobs whose schedule counts from their last end */
+    bool linked_once;
+    bool draining, ending;
+    int told;          /* how often it was told to end */
+    int exit_code;
+    /* each rung for the fiber that waits on it */
+    Bell tick, take, look, reload, requests, stop;
+} Supervisor;
+
+/* ---- what the database knows of the jobs ------------------------------------------------------ */
+
+static bool is_ours(const Supervisor *s, const Job *job)
+{
+    return !(job->zoned && s->older_zones);
+}
+
+static void learn(Job *job, const StoreFacts *facts, int64_t serving_since_us)
+{
+    job->paused = facts->paused;
+    job->due.since_us = facts->since_us;
+    job->due.newest_us = facts->newest_us;
+    job->due.last_end_us = facts->last_end_us;
+    job->due.at_work = facts->at_work;
+    job->due.serving_since_us = serving_since_us;
+    job->due_us = 0; /* at the next tick */
+    job->known = facts->known;
+}
+
+typedef bool Wanted(const Job *job);
+
+static bool is_unknown(const Job *job)
+{
+    return !job->known;
+}
+
+static bool counts_from_finish(const Job *job)
+{
+    return job->scheduled && job->schedule.kind == SCHEDULE_FINISH;
+}
+
+/* Ask for the facts of those jobs. With both turns. */
+static bool ask_facts(Supervisor *s, Session *session, Wanted *wanted, Error *err)
+{
+    size_t room = s->jobs.count + 1;
+    const char **names = calloc(room, sizeof *names);
+    Job **jobs = calloc(room, sizeof *jobs);
+    StoreFacts *facts = calloc(room, sizeof *facts);
+    int count = 0;
+    bool ok = false;
+
+    if (names == NULL || jobs == NULL || facts == NULL) {
+        error_set(err, ERROR_USAGE, "out of memory");
+        goto out;
+    }
+    for (size_t i = 0; i < s->jobs.count; i++) {
+        if (wanted(s->jobs.jobs[i])) {
+            jobs[count] = s->jobs.jobs[i];
+            names[count] = jobs[count]->record.name;
+            count++;
+        }
+    }
+    ok = count == 0 || store_facts(session, names, count, facts, err);
+    for (int i = 0; ok && i < count; i++)
+        learn(jobs[i], &facts[i], s->link.serving_since_us);
+out:
+    free(names);
+    free(jobs);
+    free(facts);
+    return ok;
+}
+
+static bool record_jobs(Supervisor *s, Session *session, Error *err)
+{
+    StoreJob *records = calloc(s->jobs.count + 1, sizeof *records);
+    bool ok;
+
+    if (records == NULL)
+        return error_set(err, ERROR_USAGE, "out of memory");
+    for (size_t i = 0; i < s->jobs.count; i++)
+        records[i] = s->jobs.jobs[i]->record;
+    ok = store_record_jobs(session, records, (int)s->jobs.count,
+                           (const char *const *)s->jobs.files, (int)s->jobs.file_count, err);
+    free(records);
+    return ok;
+}
+
+/* Record the jobs and learn what is known of those that are new to us. With the jobs' turn. */
+static bool introduce_jobs(Supervisor *s, Session *session, Error *err)
+{
+    s->has_finish = false;
+    for (size_t i = 0; i < s->jobs.count; i++)
+        s->has_finish = s->has_finish || counts_from_finish(s->jobs.jobs[i]);
+    return record_jobs(s, session, err) && ask_facts(s, session, is_unknown, err);
+}
+
+/* ---- claimed runs ----------------------------------------------------------------------------- */
+
+/* Give a run that can't be begun here back to all. With the link's turn. */
+static void give_back(Supervisor *s, Session *session, const StoreRun *run)
+{
+    bool given;
+    Error err;
+
+    if (!store_give_back(session, &s->link.runner, run->id, &given, &err))
+        log_printf(LOG_WARNING, "run %" PRId64 " could not be given back: %s", run->id, err.message);
+}
+
+/* Hand out what was claimed. With both turns. */
+static void hand_out(Supervisor *s, Session *session, const StoreRuns *runs)
+{
+    for (int i = 0; i < runs->count; i++) {
+        const StoreRun *run = &runs->runs[i];
+        Job *job = job_set_find(&s->jobs, run->job);
+
+        if (job == NULL || !pool_assign(s->pool, run, job, s->link.runner.uuid))
+            give_back(s, session, run);
+        else if (counts_from_finish(job))
+            job->due.at_work = true;
+    }
+}
+
+/* ---- the tick: slots (5 to 10) ----------------------------------------------------------------- */
+
+typedef struct {
+    StoreSlot *slots;
+    size_t count, room;
+    Job **jobs; /* whose slots were listed, and up to when */
+    int64_t *until_us;
+    int job_count;
+} Due;
+
+static bool add_slot(Due *due, const Job *job, RunOrigin origin, const DueSlot *slot)
+{
+    if (due->count == due->room) {
+        size_t more = due->room == 0 ? 256 : due->room * 2;
+        StoreSlot *grown = realloc(due->slots, more * sizeof *grown);
+
+        if (grown == NULL)
+            return false;
+        due->slots = grown;
+        due->room = more;
+    }
+    due->slots[due->count++] = (StoreSlot){
+        .job = job->record.name,
+        .origin = origin,
+        .slot_us = slot->slot_us,
+        .overlap = job->record.overlap,
+        .catches_up = slot->catches_up,
+        .skip = slot->skip,
+    };
+    return true;
+}
+
+static bool list_job(Supervisor *s, Due *due, Job *job, int64_t now_us)
+{
+    static DueSlot slots[DUE_SLOTS_MAX];
+    int count;
+
+    if (job->schedule.kind == SCHEDULE_START)
+        return job->started || add_slot(due, job, ORIGIN_START,
+                                        &(DueSlot){.slot_us = s->link.runner.started_us});
+    count = due_slots(&job->due, now_us, slots, &due->until_us[due->job_count]);
+    for (int i = 0; i < count; i++) {
+        if (!add_slot(due, job, ORIGIN_SCHEDULE, &slots[i]))
+            return false;
+    }
+    return true;
+}
+
+static bool is_listed(const Supervisor *s, const Job *job, int64_t now_us)
+{
+    return job->enabled && job->scheduled && job->known && job->due_us <= now_us && is_ours(s, job);
+}
+
+static bool list_due(Supervisor *s, Due *due, int64_t now_us, Error *err)
+{
+    due->jobs = calloc(s->jobs.count + 1, sizeof *due->jobs);
+    due->until_us = calloc(s->jobs.count + 1, sizeof *due->until_us);
+    if (due->jobs == NULL || due->until_us == NULL)
+        return error_set(err, ERROR_USAGE, "out of memory");
+    for (size_t i = 0; i < s->jobs.count; i++) {
+        Job *job = s->jobs.jobs[i];
+
+        if (!is_listed(s, job, now_us))
+            continue;
+        if (!list_job(s, due, job, now_us))
+            return error_set(err, ERROR_USAGE, "out of memory");
+        due->jobs[due->job_count++] = job;
+    }
+    return true;
+}
+
+/* What was listed is claimed, by us or by others. */
+static void note_listed(const Due *due, int64_t now_us)
+{
+    for (int i = 0; i < due->job_count; i++) {
+        Job *job = due->jobs[i];
+
+        if (job->schedule.kind == SCHEDULE_START) {
+            job->started = true;
+            job->due_us = SCHEDULE_NEVER;
+            continue;
+        }
+        job->due.evaluated_us = due->until_us[i];
+        job->due_us = due->until_us[i] < now_us ? now_us : due_next(&job->due, now_us);
+    }
+}
+
+/* The newest slots are known now: a finish counts on, from what the database says later. */
+static void note_slots(const Supervisor *s, const Due *due)
+{
+    for (size_t i = 0; i < due->count; i++) {
+        Job *job = job_set_find(&s->jobs, due->slots[i].job);
+
+        if (due->slots[i].origin == ORIGIN_SCHEDULE && job->due.newest_us < due->slots[i].slot_us)
+            job->due.newest_us = due->slots[i].slot_us;
+    }
+}
+
+static bool claim(Supervisor *s, Session *session, Error *err)
+{
+    int64_t now_us = link_now(&s->link);
+    StoreRuns claimed = {0};
+    StoreTally tally = {0};
+    Due due = {0};
+    bool ok = list_due(s, &due, now_us, err);
+
+    if (ok && due.count > 0) {
+        ok = store_claim(session, &s->link.runner, due.slots, (int)due.count,
+                         pool_free_workers(s->pool), &claimed, &tally, err);
+        if (ok) {
+            hand_out(s, session, &claimed);
+            note_slots(s, &due);
+        }
+        if (tally.due > 0) {
+            s->waiting = true;
+            bell_ring(&s->take);
+        }
+    }
+    if (ok)
+        note_listed(&due, now_us);
+    store_runs_clear(&claimed);
+    free(due.slots);
+    free(due.jobs);
+    free(due.until_us);
+    return ok;
+}
+
+static int64_t next_due(const Supervisor *s)
+{
+    int64_t next_us = SCHEDULE_NEVER;
+
+    for (size_t i = 0; i < s->jobs.count; i++) {
+        const Job *job = s->jobs.jobs[i];
+
+        if (job->enabled && job->scheduled && job->known && is_ours(s, job) && job->due_us < next_us)
+            next_us = job->due_us;
+    }
+    return next_us == SCHEDULE_NEVER ? CLOCK_NEVER : link_when(&s->link, next_us);
+}
+
+static void log_trouble(const char *what, const Error *err)
+{
+    log_write(err->kind == ERROR_CONNECTION ? LOG_WARNING : LOG_ERROR, what,
+              (LogField[]){{.name = "error", .value = err->message},
+                           {.name = "sqlstate", .value = err->sqlstate[0] == '\0' ? NULL : err->sqlstate},
+                           {0}});
+}
+
+/* With the turns: do what `work` does. False: not linked, or it failed. */
+static bool with_link(Supervisor *s, const char *what, bool (*work)(Supervisor *, Session *, Error *))
+{
+    Session *session;
+    bool ok = false;
+    Error err;
+
+    error_clear(&err);
+    turn_take(&s->jobs_turn);
+    session = link_begin(&s->link);
+    if (session != NULL) {
+        ok = work(s, session, &err);
+        if (!ok)
+            log_trouble(what, &err);
+        link_end(&s->link, ok ? NULL : &err);
+    }
+    turn_give(&s->jobs_turn);
+    return ok;
+}
+
+static void tick_main(void *argument)
+{
+    Supervisor *s = argument;
+    int64_t deadline_us = CLOCK_NEVER;
+
+    for (;;) {
+        bell_wait(&s->tick, deadline_us);
+        if (s->ending)
+            return;
+        deadline_us = CLOCK_NEVER;
+        if (s->draining || !s->link.serving)
+            continue;
+        if (with_link(s, "slots could not be claimed", claim))
+            deadline_us = next_due(s);
+        else
+            deadline_us = clock_deadline(BACKOFF_FIRST_US * 4);
+    }
+}
+
+/* ---- rows to be taken --------------------------------------------------------------------------- */
+
+static int64_t take_next_us; /* when the next row becomes due, by the monotonic clock */
+
+static bool take_rows(Supervisor *s, Session *session, Error *err)
+{
+    StoreWaiting waiting = {0};
+    StoreRuns taken = {0};
+    const char **names = NULL;
+    int count = 0;
+    int workers = pool_free_workers(s->pool);
+    bool ok = store_waiting(session, &waiting, err);
+
+    if (!ok)
+        return false;
+    s->waiting = waiting.count > 0;
+    take_next_us = waiting.next_us == STORE_NO_TIME ? CLOCK_NEVER : link_when(&s->link, waiting.next_us);
+    names = calloc((size_t)waiting.count + 1, sizeof *names);
+    for (int i = 0; names != NULL && i < waiting.count; i++) {
+        const Job *job = job_set_find(&s->jobs, store_waiting_job(&waiting, i));
+
+        if (job != NULL && is_ours(s, job))
+            names[count++] = job->record.name;
+    }
+    if (count > 0 && workers > 0) {
+        ok = store_take(session, &s->link.runner, names, count, workers, &taken, err);
+        if (ok)
+            hand_out(s, session, &taken);
+    }
+    free(names);
+    store_runs_clear(&taken);
+    store_waiting_clear(&waiting);
+    return ok;
+}
+
+static void take_main(void *argument)
+{
+    Supervisor *s = argument;
+    int64_t deadline_us = 0;
+
+    for (;;) {
+        WaitEnd end = bell_wait(&s->take, deadline_us);
+
+        if (s->ending)
+            return;
+        deadline_us = clock_deadline(POLL_US);
+        take_next_us = CLOCK_NEVER;
+        if (s->draining || !s->link.serving)
+            continue;
+        /* While nothing waits, a worker that has become free is no reason to ask. */
+        if (end != WAIT_DEADLINE && !s->waiting)
+            continue;
+        if (pool_free_workers(s->pool) > 0)
+            with_link(s, "rows could not be taken", take_rows);
+        deadline_us = take_next_us < deadline_us ? take_next_us : deadline_us;
+    }
+}
+
+/* ---- what others ask for, and what was lost (10, 11, 22) -------------------------------------- */
+
+static bool take_requests(Supervisor *s, Session *session, Error *err)
+{
+    StoreRuns runs = {0};
+
+    if (!store_requests(session, &s->link.runner, &runs, err))
+        return false;
+    for (int i = 0; i < runs.count; i++)
+        pool_cancel(s->pool, runs.runs[i].id,
+                    strcmp(runs.runs[i].reason, "replaced") == 0 ? "replaced" : "cancelled");
+    store_runs_clear(&runs);
+    return true;
+}
+
+static void requests_main(void *argument)
+{
+    Supervisor *s = argument;
+
+    for (;;) {
+        bell_wait(&s->requests, clock_deadline(POLL_US));
+        if (s->ending)
+            return;
+        if (s->link.serving && pool_busy_workers(s->pool) > 0)
+            with_link(s, "requests could not be read", take_requests);
+    }
+}
+
+static void log_found(const StoreRun *run)
+{
+    char id[TEXT_INTEGER_SIZE];
+
+    log_write(LOG_WARNING, run->state == RUN_LOST ? "a run was lost" : "a claimed run is due again",
+              (LogField[]){{.name = "job", .value = run->job},
+                           {.name = "run", .value = text_integer(id, run->id), .bare = true},
+                           {.name = "state", .value = RUN_STATE_NAMES[run->state]},
+                           {0}});
+}
+
+static bool look(Supervisor *s, Session *session, Error *err)
+{
+    StoreRuns runs = {0};
+
+    if (!store_look(session, &runs, err))
+        return false;
+    for (int i = 0; i < runs.count; i++)
+        log_found(&runs.runs[i]);
+    if (runs.count > 0) {
+        s->waiting = true;
+        bell_ring(&s->take);
+    }
+    store_runs_clear(&runs);
+    return true;
+}
+
+static bool check_zones(Supervisor *s, Session *session, Error *err)
+{
+    const char *own = zones_version(s->zones);
+    char newest[64];
+    bool older;
+
+    if (!store_newest_zones(session, newest, sizeof newest, err))
+        return false;
+    older = strcmp(newest, own) > 0;
+    if (older && !s->older_zones)
+        log_write(LOG_WARNING, "another supervisor has newer time-zone data: jobs with a zone are left to it",
+                  (LogField[]){{.name = "ours", .value = own}, {.name = "newest", .value = newest}, {0}});
+    if (older != s->older_zones)
+        bell_ring(&s->tick);
+    s->older_zones = older;
+    return true;
+}
+
+static bool keep_alive(Supervisor *s, Session *session, Error *err)
+{
+    if (!store_beat(session, &s->link.runner, err) || !check_zones(s, session, err) ||
+        !look(s, session, err))
+        return false;
+    if (!s->has_finish)
+        return true;
+    bell_ring(&s->tick);
+    return ask_facts(s, session, counts_from_finish, err);
+}
+
+static void look_main(void *argument)
+{
+    Supervisor *s = argument;
+    int64_t deadline_us = clock_deadline(LOOK_US);
+
+    for (;;) {
+        WaitEnd end = bell_wait(&s->look, deadline_us);
+
+        if (s->ending)
+            return;
+        if (end == WAIT_READY) /* the server needs a moment to see that a session has gone */
+            wait_for(NULL, 0, clock_deadline(LOOK_AGAIN_US), WAIT_NORMAL);
+        if (s->link.serving)
+            with_link(s, "runs could not be looked at", keep_alive);
+        deadline_us = clock_deadline(LOOK_US);
+    }
+}
+
+/* ---- what is done now and then ------------------------------------------------------------------ */
+
+/* The clock was set back: what is listed from the newest known slot on is not lost (6). */
+static void list_again(Supervisor *s)
+{
+    int64_t now_us = link_now(&s->link);
+
+    for (size_t i = 0; i < s->jobs.count; i++) {
+        Job *job = s->jobs.jobs[i];
+
+        if (job->due.evaluated_us > now_us)
+            job->due.evaluated_us = now_us;
+        if (job->due_us != SCHEDULE_NEVER)
+            job->due_us = 0;
+    }
+}
+
+static bool measure(Supervisor *s, Session *session, Error *err)
+{
+    bool back;
+
+    if (!link_measure(&s->link, session, &back, err))
+        return false;
+    if (back)
+        list_again(s);
+    bell_ring(&s->tick);
+    return true;
+}
+
+static bool prune(Supervisor *s, Session *session, Error *err)
+{
+    int64_t pruned;
+    bool more = true;
+
+    while (more && !s->draining) {
+        if (!store_prune(session, s->options.keep_us, s->options.keep_runs, &pruned, &more, err))
+            return false;
+    }
+    return true;
+}
+
+static void chores_main(void *argument)
+{
+    Supervisor *s = argument;
+    int64_t prune_us = clock_deadline(MEASURE_US / 2), record_us = clock_deadline(RECORD_US);
+
+    for (;;) {
+        bell_wait(&s->stop, clock_deadline(MEASURE_US));
+        if (s->ending)
+            return;
+        if (!s->link.serving)
+            continue;
+        with_link(s, "the clock could not be measured", measure);
+        if (clock_monotonic_us() >= prune_us && with_link(s, "history could not be pruned", prune))
+            prune_us = clock_deadline(PRUNE_US);
+        if (clock_monotonic_us() >= record_us && with_link(s, "jobs could not be recorded", record_jobs))
+            record_us = clock_deadline(RECORD_US);
+    }
+}
+
+/* ---- the files (24) ------------------------------------------------------------------------------ */
+
+static void log_jobs(const char *message, const Supervisor *s, int faults)
+{
+    char jobs[TEXT_INTEGER_SIZE], count[TEXT_INTEGER_SIZE];
+
+    log_write(faults > 0 ? LOG_WARNING : LOG_INFO, message,
+              (LogField[]){{.name = "jobs", .value = text_integer(jobs, (int64_t)s->jobs.count), .bare = true},
+                           {.name = "faults",
+                            .value = faults > 0 ? text_integer(count, faults) : NULL,
+                            .bare = true},
+                           {0}});
+}
+
+static bool swap_jobs(Supervisor *s, Survey *found, Error *err)
+{
+    bool ok;
+
+    turn_take(&s->jobs_turn);
+    ok = survey_swap(found, &s->jobs, err);
+    turn_give(&s->jobs_turn);
+    return ok;
+}
+
+static void reload(Supervisor *s)
+{
+    Error err;
+    Survey *found = survey_run(&s->files, s->zones, &err);
+
+    if (found == NULL || !swap_jobs(s, found, &err)) {
+        log_trouble("the files could not be read anew: all jobs stay as they were", &err);
+    } else {
+        log_jobs("the files were read anew", s, survey_faults(found));
+        if (s->link.serving)
+            with_link(s, "jobs could not be recorded", introduce_jobs);
+        bell_ring(&s->tick);
+        s->waiting = true;
+        bell_ring(&s->take);
+    }
+    survey_free(found);
+}
+
+static void reload_main(void *argument)
+{
+    Supervisor *s = argument;
+
+    for (;;) {
+        bell_wait(&s->reload, CLOCK_NEVER);
+        if (s->ending)
+            return;
+        if (!s->draining)
+            reload(s);
+    }
+}
+
+static void watch_main(void *argument)
+{
+    Supervisor *s = argument;
+
+    while (!s->ending && watch_wait(s->watch))
+        bell_ring(&s->reload);
+}
+
+/* At start a broken file is a reason not to serve at all. */
+static bool load(Supervisor *s)
+{
+    Error err;
+    Survey *found = survey_run(&s->files, s->zones, &err);
+    bool ok = found != NULL && survey_faults(found) == 0 && swap_jobs(s, found, &err);
+
+    if (found == NULL)
+        log_trouble("the files could not be read", &err);
+    else if (!ok)
+        log_printf(LOG_ERROR, "not served: %d faults in the files", survey_faults(found));
+    survey_free(found);
+    return ok;
+}
+
+/* ---- the link (22, 25) --------------------------------------------------------------------------- */
+
+static void hear(Supervisor *s, const char *news)
+{
+    if (strcmp(news, "due") == 0) {
+        s->waiting = true;
+        bell_ring(&s->take);
+    } else if (strcmp(news, "cancel") == 0) {
+        bell_ring(&s->requests);
+    } else if (strcmp(news, "job") == 0) {
+        s->waiting = true;
+        bell_ring(&s->take);
+    } else if (strcmp(news, "end") == 0 && s->has_finish) {
+        bell_ring(&s->look);
+    }
+}
+
+/* Hear news until the link is lost, or all is to end. */
+static void hear_news(Supervisor *s)
+{
+    Error err;
+
+    for (;;) {
+        PGnotify *news;
+
+        error_clear(&err);
+        news = session_notification(s->link.ears, clock_deadline(POLL_US), &err);
+        if (news != NULL) {
+            hear(s, news->extra);
+            PQfreemem(news);
+        } else if (err.kind != ERROR_NONE) {
+            if (!s->ending)
+                log_trouble("the link to the database is lost", &err);
+            return;
+        }
+        if (!s->link.serving || s->ending)
+            return;
+    }
+}
+
+static int64_t jittered(int64_t us)
+{
+    uint32_t random = 0;
+
+    (void)!getrandom(&random, sizeof random, GRND_NONBLOCK);
+    return us / 2 + (int64_t)((double)us / 2 * random / UINT32_MAX);
+}
+
+/* What follows a new link: the jobs are recorded, and what was missed is listed. */
+static bool begin_serving(Supervisor *s, Error *err)
+{
+    bool ok;
+
+    turn_take(&s->jobs_turn);
+    for (size_t i = 0; i < s->jobs.count; i++)
+        s->jobs.jobs[i]->known = false;
+    ok = introduce_jobs(s, s->link.asks, err) && check_zones(s, s->link.asks, err);
+    turn_give(&s->jobs_turn);
+    if (!ok)
+        return false;
+    link_serve(&s->link);
+    s->linked_once = true;
+    s->waiting = true;
+    log_write(LOG_INFO, "serving",
+              (LogField[]){{.name = "runner", .value = s->link.runner.uuid}, {0}});
+    bell_ring(&s->tick);
+    bell_ring(&s->take);
+    bell_ring(&s->look);
+    bell_ring(&s->requests);
+    return true;
+}
+
+/* Would another try, later, help? At start only where the server is away. */
+static bool may_help(const Supervisor *s, const Error *err)
+{
+    return s->linked_once || err->kind == ERROR_CONNECTION;
+}
+
+static void give_up(Supervisor *s, const Error *err)
+{
+    log_trouble("not served", err);
+    if (err->hint[0] != '\0')
+        log_printf(LOG_ERROR, "%s", err->hint);
+    s->exit_code = EXIT_FAILURE;
+    s->told = 1;
+    bell_ring(&s->stop);
+}
+
+static void link_main(void *argument)
+{
+    Supervisor *s = argument;
+    int64_t backoff_us = BACKOFF_FIRST_US;
+    Error err;
+
+    while (!s->ending) {
+        error_clear(&err);
+        if (link_connect(&s->link, &err) && begin_serving(s, &err)) {
+            backoff_us = BACKOFF_FIRST_US;
+            hear_news(s);
+            if (s->ending)
+                break;
+            link_close(&s->link, false);
+            continue;
+        }
+        link_close(&s->link, false);
+        if (s->ending)
+            break;
+        if (!may_help(s, &err)) {
+            give_up(s, &err);
+            return;
+        }
+        log_trouble("no link to the database", &err);
+        bell_wait(&s->link.lost, clock_deadline(jittered(backoff_us)));
+        backoff_us = backoff_us * 2 > BACKOFF_MOST_US ? BACKOFF_MOST_US : backoff_us * 2;
+    }
+}
+
+/* ---- signals ------------------------------------------------------------------------------------- */
+
+static int signals_fd = -1;
+
+static bool open_signals(Error *err)
+{
+    sigset_t set;
+
+    sigemptyset(&set);
+    sigaddset(&set, SIGINT);
+    sigaddset(&set, SIGTERM);
+    sigaddset(&set, SIGHUP);
+    sigprocmask(SIG_BLOCK, &set, NULL);
+    signal(SIGPIPE, SIG_IGN);
+    signals_fd = signalfd(-1, &set, SFD_CLOEXEC | SFD_NONBLOCK);
+    return signals_fd >= 0 || error_set(err, ERROR_USAGE, "signalfd: %s", strerror(errno));
+}
+
+static void signals_main(void *argument)
+{
+    Supervisor *s = argument;
+
+    for (;;) {
+        struct pollfd fd = {.fd = signals_fd, .events = POLLIN};
+        struct signalfd_siginfo info;
+
+        if (wait_for(&fd, 1, CLOCK_NEVER, WAIT_NORMAL) == WAIT_INTERRUPTED && s->ending)
+            return;
+        if (read(signals_fd, &info, sizeof info) != sizeof info)
+            continue;
+        if (info.ssi_signo == SIGHUP) {
+            bell_ring(&s->reload);
+        } else {
+            s->told++;
+            bell_ring(&s->stop);
+        }
+    }
+}
+
+/* ---- from start to end ---------------------------------------------------------------------------- */
+
+typedef struct {
+    void (*run)(void *);
+    Fiber *fiber;
+    bool cancelled; /* to end, its waits must be cut short */
+} Concern;
+
+static Concern concerns[] = {
+    {.run = link_main, .cancelled = true},
+    {.run = tick_main},
+    {.run = take_main},
+    {.run = requests_main},
+    {.run = look_main},
+    {.run = chores_main},
+    {.run = reload_main, .cancelled = true},
+    {.run = signals_main, .cancelled = true},
+    {.run = watch_main, .cancelled = true},
+};
+
+enum { CONCERNS = sizeof concerns / sizeof concerns[0] };
+
+static Bell *const *all_bells(Supervisor *s, size_t *count)
+{
+    static Bell *bells[6];
+
+    bells[0] = &s->tick;
+    bells[1] = &s->take;
+    bells[2] = &s->look;
+    bells[3] = &s->reload;
+    bells[4] = &s->requests;
+    bells[5] = &s->stop;
+    *count = sizeof bells / sizeof bells[0];
+    return bells;
+}
+
+/* Wait until no run is at work, told to end once more than `told` times, or the deadline. */
+static void await_runs(Supervisor *s, int told, int64_t deadline_us)
+{
+    while (pool_busy_workers(s->pool) > 0 && s->told <= told) {
+        WaitEnd end = bell_wait(&s->stop, deadline_us < clock_deadline(50000) ? deadline_us
+                                                                             : clock_deadline(50000));
+
+        if (end == WAIT_DEADLINE && clock_monotonic_us() >= deadline_us)
+            return;
+    }
+}
+
+static int64_t longest_grace(const Supervisor *s)
+{
+    int64_t most_us = 0;
+
+    for (size_t i = 0; i < s->jobs.count; i++) {
+        if (s->jobs.jobs[i]->grace_us > most_us)
+            most_us = s->jobs.jobs[i]->grace_us;
+    }
+    return most_us;
+}
+
+/* Claim no more; let runs finish; then end them; then kill (23). */
+static void drain(Supervisor *s)
+{
+    int64_t grace_us;
+
+    s->draining = true;
+    if (pool_busy_workers(s->pool) > 0)
+        log_printf(LOG_INFO, "ending: %d runs are at work", pool_busy_workers(s->pool));
+    await_runs(s, 1, clock_deadline(s->options.drain_us));
+    pool_cancel(s->pool, 0, "cancelled");
+    grace_us = clock_deadline(longest_grace(s));
+    await_runs(s, 2, grace_us == CLOCK_NEVER ? CLOCK_NEVER : grace_us + END_US);
+    if (pool_busy_workers(s->pool) > 0)
+        pool_kill(s->pool);
+    await_runs(s, 3, clock_deadline(END_US));
+}
+
+static void end_concerns(Supervisor *s)
+{
+    size_t count;
+    Bell *const *bells = all_bells(s, &count);
+
+    s->ending = true;
+    for (size_t i = 0; i < count; i++)
+        bell_ring(bells[i]);
+    for (size_t i = 0; i < CONCERNS; i++) {
+        if (concerns[i].fiber == NULL)
+            continue;
+        if (concerns[i].cancelled)
+            fiber_cancel(concerns[i].fiber);
+        for (size_t b = 0; b < count; b++)
+            bell_ring(bells[b]);
+        fiber_join(concerns[i].fiber);
+    }
+}
+
+static bool start_concerns(Supervisor *s, Error *err)
+{
+    for (size_t i = 0; i < CONCERNS; i++) {
+        if (concerns[i].run == watch_main && s->watch == NULL)
+            continue;
+        if (!fiber_start(&concerns[i].fiber, concerns[i].run, s, err))
+            return false;
+    }
+    return true;
+}
+
+static json_t *worker_settings(const SupervisorOptions *options)
+{
+    json_t *settings = json_pack("{s:s}", "conninfo", options->conninfo);
+
+    if (options->config != NULL)
+        json_object_set_new(settings, "config", json_string(options->config));
+    if (options->log_level != NULL)
+        json_object_set_new(settings, "log_level", json_string(options->log_level));
+    if (options->log_format != NULL)
+        json_object_set_new(settings, "log_format", json_string(options->log_format));
+    return settings;
+}
+
+static bool prepare(Supervisor *s, Error *err)
+{
+    StoreRunner runner = {.host = s->host, .version = LOCKKEEPER_VERSION};
+    size_t count;
+    Bell *const *bells = all_bells(s, &count);
+
+    for (size_t i = 0; i < count; i++) {
+        if (!bell_open(bells[i], err))
+            return false;
+    }
+    if (gethostname(s->host, sizeof s->host - 1) != 0)
+        text_copy(s->host, sizeof s->host, "?");
+    if (s->options.workers == 0) {
+        long cores = sysconf(_SC_NPROCESSORS_ONLN);
+
+        s->options.workers = cores < 1 ? 2 : 2 * (int)cores;
+    }
+    s->zones = zones_new(NULL);
+    s->settings = worker_settings(&s->options);
+    if (s->zones == NULL || s->settings == NULL)
+        return error_set(err, ERROR_USAGE, "out of memory");
+    if (s->options.watch && (s->watch = watch_open(s->options.paths, err)) == NULL)
+        return false;
+    runner.zones = zones_version(s->zones);
+    runner.workers = s->options.workers;
+    return link_init(&s->link, s->options.conninfo, &runner, err) && open_signals(err);
+}
+
+static void release(Supervisor *s)
+{
+    size_t count;
+    Bell *const *bells = all_bells(s, &count);
+
+    link_free(&s->link);
+    watch_close(s->watch);
+    job_set_clear(&s->jobs);
+    zones_free(s->zones);
+    json_decref(s->settings);
+    for (size_t i = 0; i < count; i++)
+        bell_close(bells[i]);
+    if (signals_fd >= 0)
+        close(signals_fd);
+}
+
+static void serve(Supervisor *s)
+{
+    Error err;
+    PoolSpec spec = {
+        .workers = s->options.workers,
+        .warm = s->options.warm,
+        .settings = s->settings,
+        .link = &s->link,
+        .freed = &s->take,
+        .lost = &s->look,
+    };
+
+    s->pool = pool_new(&spec, &err);
+    if (s->pool == NULL || !start_concerns(s, &err)) {
+        log_trouble("not served", &err);
+        s->exit_code = EXIT_FAILURE;
+        s->told = 1;
+    }
+    while (s->told == 0)
+        bell_wait(&s->stop, CLOCK_NEVER);
+    if (s->pool != NULL)
+        drain(s);
+    end_concerns(s);
+    pool_free(s->pool);
+    link_close(&s->link, true);
+    if (s->exit_code == 0)
+        log_printf(LOG_INFO, "ended");
+}
+
+int supervisor_run(const SupervisorOptions *options)
+{
+    Supervisor s = {
+        .options = *options,
+        .files = {.config = options->config, .paths = options->paths},
+    };
+    size_t count;
+    Bell *const *bells = all_bells(&s, &count);
+    Error err;
+
+    for (size_t i = 0; i < count; i++)
+        bells[i]->fd = -1;
+    s.link.lost.fd = -1;
+    if (wait_interrupted() != 0)
+        return 128 + wait_interrupted();
+    if (!prepare(&s, &err)) {
+        log_trouble("not served", &err);
+        s.exit_code = EXIT_FAILURE;
+    } else if (!load(&s)) {
+        s.exit_code = EXIT_LOADING;
+    } else {
+        log_jobs("jobs are known", &s, 0);
+        serve(&s);
+    }
+    release(&s);
+    return s.exit_code;
+}
