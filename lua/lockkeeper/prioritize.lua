@@ -240,6 +240,11 @@ local function governs(state)
   return blocks[#blocks] == state
 end
 
+-- Has a block within this one begun since the look did? The protected session's waits are that one's now.
+local function is_overtaken(state)
+  return state.looks_for_own and not governs(state)
+end
+
 -- The blocked rows of the waits that this block protects and `where` leaves.
 local function blocked_rows(state, own)
   local where, waiters, protected = state.where, {}, {}
@@ -544,7 +549,7 @@ local function act(state, action, targets)
   end
   state.is_acting = true
   local outcomes = kill.signal(state.side, action, targets, {
-    verify = state.verify, dry_run = state.dry_run, stop = function() return state.stopping end,
+    verify = state.verify, dry_run = state.dry_run, stop = function() return state.stopping or is_overtaken(state) end,
   })
   for i, outcome in ipairs(outcomes) do
     local target, record = targets[i], records[i]
@@ -605,8 +610,9 @@ end
 
 local function look(state)
   local pid = follow(state)
-  local rows = blocked_rows(state, governs(state) and pid or nil)
-  if #rows == 0 then
+  state.looks_for_own = governs(state)
+  local rows = blocked_rows(state, state.looks_for_own and pid or nil)
+  if #rows == 0 or is_overtaken(state) then
     return
   end
   local chains

@@ -23,8 +23,8 @@
 
 enum {
     TIME_US = 5000000,      /* for the whole of it */
-    CHILD_TIME_US = 4600000, /* the child's own watch: so that it can still tell the line */
-    CHILD_LAST_US = 150000, /* where the file sits in a C function by then */
+    CHILD_TIME_US = 4000000, /* the child's own watch: so that it can still tell the line */
+    CHILD_LAST_US = 400000,  /* where the file sits in a C function by then */
     OUTPUT_MAX = 1024 * 1024,
     REPORT_MAX = 64 * 1024 * 1024,
     STOPPED_SIZE = 1024,

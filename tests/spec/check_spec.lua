@@ -77,7 +77,7 @@ lock.job("a", { run = print, enabled = 1 })]] }
       ["raw07.lua"] = "\127ELF\2\1\1\0\0\0\0",
       ["raw08.lua"] = "",
       ["raw09.lua"] = 'require("lockkeeper").job("cycle", { run = print, after = "cycle" })',
-      ["raw10.lua"] = 'local t = {}\nfor i = 1, math.huge do\n  t[i] = ("x"):rep(1000000) .. i\nend',
+      ["raw10.lua"] = 'local t = {}\nfor i = 1, math.huge do\n  t[i] = ("x"):rep(20000000)\nend',
     }
     local lines = faults(dir, ".")
     assert.same({
