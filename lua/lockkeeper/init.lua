@@ -275,7 +275,7 @@ function session_methods:prioritize(options, fn, ...)
 end
 
 ---------------------------------------------------------------------------------------------------
--- locks, blocked, names
+-- locks, blocked, graph, names
 
 --- Every lock of the database that is held or waited for (see lockkeeper.query).
 ---@param filter? table|fun(row: LockRow): any   see lockkeeper.filter
@@ -297,6 +297,17 @@ end
 
 function session_methods:blocked(filter)
   return require("lockkeeper.query").blocked(self, filter)
+end
+
+--- Who waits for whom, worked out from one snapshot (see lockkeeper.graph).
+---@param options? { exact?: boolean, using?: string|Session }
+---@return Graph
+function lock.graph(options)
+  return require("lockkeeper.graph").take(nil, options)
+end
+
+function session_methods:graph(options)
+  return require("lockkeeper.graph").take(self, options)
 end
 
 --- Names to try, under every scheme, when an advisory key is to be shown as a name (see lockkeeper.names).

@@ -193,7 +193,9 @@ local function exclusively(side, session, fn, ...)
   return table.unpack(results, 2, results.n)
 end
 
--- How to ask: asker(fn, ...) calls fn(session to look on, ...), or raises.
+--- How to ask: asker(fn, ...) calls fn(session to look on, ...), or raises.
+---@param session Session
+---@return fun(fn: function, ...): ...
 local function asker_of(session)
   return function(fn, ...)
     return exclusively(side_of(session), session, fn, ...)
@@ -231,6 +233,9 @@ end
 local function further_of(ask)
   return function(what, look) further[what](ask, look) end
 end
+
+--- For lockkeeper.graph: how to ask, and what a look asks further.
+query.asker_of, query.further_of = asker_of, further_of
 
 local function fail(kind, sqlstate, message)
   local _, err = core.fail(kind, message)
@@ -517,6 +522,9 @@ end
 -- Sessions whose user was told that he does not see everything.
 local told = setmetatable({}, { __mode = "k" })
 
+--- Say once for a session that this role does not see all of the rows' activities, where it is so.
+---@param session Session
+---@param rows { activity: Activity }[]
 local function tell_hidden(session, rows)
   if told[session] then
     return
@@ -530,6 +538,8 @@ local function tell_hidden(session, rows)
     end
   end
 end
+
+query.tell_hidden = tell_hidden
 
 local function finish(rows, metatable, look, order, ask, session)
   local taken_at, is_hidden = core.look_facts(look)

@@ -5,6 +5,7 @@
 #include "bind/args.h"
 #include "bind/command.h"
 #include "bind/environment.h"
+#include "bind/graph.h"
 #include "bind/json.h"
 #include "bind/locks.h"
 #include "bind/output.h"
@@ -250,6 +251,7 @@ int luaopen_lockkeeper_core(lua_State *L)
     bind_environment_register(L);
     bind_output_register(L);
     bind_snapshot_register(L);
+    bind_graph_register(L);
     bind_store_register(L);
     luaL_newmetatable(L, SQL_ARRAY_TNAME);
     luaL_newmetatable(L, JSON_ARRAY_TNAME);

@@ -484,6 +484,16 @@ static void push_activity(lua_State *L, int index, LookObject *look, int session
     lua_remove(L, activities);
 }
 
+const Snapshot *bind_snapshot_check(lua_State *L, int index)
+{
+    return &check_look(L, index)->blocked.snapshot;
+}
+
+void bind_snapshot_push_activity(lua_State *L, int index, int session, int prepared, int pid)
+{
+    push_activity(L, index, check_look(L, index), session, prepared, pid);
+}
+
 /* ---- rows of lock.locks ---------------------------------------------------------------------- */
 
 static void push_lock_field(lua_State *L, int index, LookObject *look, int row, int field)
@@ -561,6 +571,30 @@ static int core_lock_rows(lua_State *L)
         }
         push_row(L, row, 3);
         lua_rawseti(L, 4, ++count);
+    }
+    return 1;
+}
+
+/* lock_rows_at(look, numbers): a list of the rows with these numbers, which are pg_locks' from 0 */
+static int core_lock_rows_at(lua_State *L)
+{
+    const Snapshot *snapshot = &check_look(L, 1)->blocked.snapshot;
+    lua_Integer count;
+
+    luaL_checktype(L, 2, LUA_TTABLE);
+    lua_settop(L, 2);
+    count = (lua_Integer)lua_rawlen(L, 2);
+    push_metatable(L, 1, FIELDS, 0, lock_index, lock_pairs);
+    lua_createtable(L, (int)count, 0);
+    for (lua_Integer i = 1; i <= count; i++) {
+        lua_Integer row;
+
+        lua_rawgeti(L, 2, i);
+        row = lua_tointeger(L, -1);
+        lua_pop(L, 1);
+        luaL_argcheck(L, row >= 0 && row < PQntuples(snapshot->locks), 2, "no row");
+        push_row(L, (int)row, 3);
+        lua_rawseti(L, 4, i);
     }
     return 1;
 }
@@ -907,6 +941,7 @@ static const luaL_Reg FUNCTIONS[] = {
     {"look_lock_names", core_look_lock_names},
     {"held_names", core_held_names},
     {"lock_rows", core_lock_rows},
+    {"lock_rows_at", core_lock_rows_at},
     {"edge_rows", core_edge_rows},
     {"blocked_rows", core_blocked_rows},
     {"edge_activities", core_edge_activities},
