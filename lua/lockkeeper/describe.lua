@@ -104,14 +104,16 @@ local REASONS = {
 --- Have a file described by a child process, which is bounded (see src/host/describe.h).
 ---@param path string
 ---@param config? string  the configuration, where it is named
+---@param options? { stateless?: boolean }  what needs the state tables is a fault
 ---@return table description  faults tell of every way in which it can go wrong
 ---@return string output      what the file has printed
-function describe.file(path, config)
+function describe.file(path, config, options)
   local host = require "lockkeeper.host"
-  local words = { "--", path }
-  if config then
-    words = { "--config", config, "--", path }
+  local words = config and { "--config", config } or {}
+  if options and options.stateless then
+    words[#words + 1] = "--stateless"
   end
+  words[#words + 1], words[#words + 2] = "--", path
   local child = host.described(words)
   if child.ending == "reported" then
     local ok, description = pcall(core.json.decode, child.report)

@@ -130,7 +130,9 @@ function Progress:report(done, total, label)
     label = label:sub(1, LABEL_MAX):gsub("[\xc0-\xff]?[\x80-\xbf]*$", "") .. "…"
   end
   self.last, self.pending = { done = done, total = total, label = label }, true
-  if core.monotonic() - self.shown_at >= (self.is_bar and BAR_EVERY or LINE_EVERY) then
+  -- A bar that is full may stand for long: nothing else is reported behind it.
+  local is_last = self.is_bar and fraction_of(self.last) == 1
+  if is_last or core.monotonic() - self.shown_at >= (self.is_bar and BAR_EVERY or LINE_EVERY) then
     show(self)
   end
 end

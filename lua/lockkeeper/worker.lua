@@ -46,6 +46,7 @@ local OPTIONS = { "slot", "db", "attempt", "parent", "run_id", "ledger", "output
 local MODES = { plain = true, log = true, both = true, quiet = true }
 
 local RESULT_MAX = 65536
+local RESULT_SHOWN = 200 -- bytes
 local SLOT_MAX = 253402300799 -- the last second of the year 9999
 
 -- Exit codes by the kind of error.
@@ -345,11 +346,20 @@ local function failed_work(run, err, refused, ended)
       .. "memory_limit (%s)%s", size_text(run.settings.memory_limit), refused ~= "?" and " at " .. refused
       or "") }
   elseif err.kind == "lock_lost" and is_session_gone(run) then
+    err.hint = nil -- it names reconnect(), which the job's session does not allow
     return { state = "lost", error = err }
   elseif err.kind == "cancelled" or has_host and host.interrupted() then
     return { state = "cancelled", error = err }
   end
   return { state = "failed", error = err }
+end
+
+-- The beginning of it, where it is longer than a line should be.
+local function cut(text)
+  if #text <= RESULT_SHOWN then
+    return text
+  end
+  return text:sub(1, utf8.offset(text, 0, RESULT_SHOWN + 1) - 1) .. "…"
 end
 
 -- What the job returned, as it is kept.
@@ -361,8 +371,10 @@ local function kept_result(value)
   if not ok then
     return nil, failure("what the job returned can't be kept: %s", as_error(text).message)
   elseif #text > RESULT_MAX then
-    return nil, failure("what the job returned is too long to be kept: %d bytes of JSON, at most %d are",
+    local problem = failure("what the job returned is too long to be kept: %d bytes of JSON, at most %d are",
       #text, RESULT_MAX)
+    problem.detail = cut(text)
+    return nil, problem
   end
   return text
 end
@@ -459,7 +471,7 @@ local function hold_and_work(run)
   return do_work(run)
 end
 
--- Of two ends the worse: that a guard was lost is said in any case.
+-- Of two ends the worse: that a guard was lost is said in any case. What the job returned is kept.
 local function worsened(run, outcome, problem)
   if not problem or FAILED[outcome.state] and problem.kind ~= "lock_lost" or outcome.state == "lost" then
     return outcome
@@ -467,7 +479,8 @@ local function worsened(run, outcome, problem)
     problem.detail = problem.detail or outcome.error.message
   end
   local lost = problem.kind == "lock_lost" and is_session_gone(run)
-  return { state = lost and "lost" or "failed", error = problem }
+  return { state = lost and "lost" or "failed", error = problem, result = outcome.result,
+    result_json = outcome.result_json }
 end
 
 -- Transactions end, guards are given back.
@@ -553,7 +566,10 @@ local function call_on_failure(run, outcome)
   end
 end
 
-local function exit_code(outcome)
+--- What `lockkeeper run` ends with because of an outcome: its state, its reason and its error's kind.
+---@param outcome { state: string, reason?: string, error?: { kind?: string } }
+---@return integer
+function worker.exit_code(outcome)
   if outcome.state == "succeeded" then
     return 0
   elseif outcome.state == "skipped" then
@@ -570,8 +586,36 @@ local function complete(run, outcome)
   outcome.attempt = run.attempt
   outcome.waited = run.taken and run.taken.waited or 0
   outcome.ran = run.ran or 0
-  outcome.exit_code = exit_code(outcome)
+  outcome.exit_code = worker.exit_code(outcome)
   return outcome
+end
+
+--- What the job returned, as JSON that fits on a line.
+---@param outcome Outcome
+---@return string?
+function worker.short_result(outcome)
+  return outcome.result_json and cut(outcome.result_json)
+end
+
+-- The fields of an outcome's log line.
+local function outcome_fields(outcome)
+  local names, values = {}, {}
+  local function add(name, value)
+    if type(value) == "string" and value ~= "" then
+      names[#names + 1], values[#values + 1] = name, value
+    end
+  end
+  add("waited", ("%.3f"):format(outcome.waited))
+  add("ran", ("%.3f"):format(outcome.ran))
+  add("reason", outcome.reason)
+  if outcome.error then
+    add("error", outcome.error.message)
+    for _, name in ipairs { "kind", "sqlstate", "detail", "hint" } do
+      add(name, outcome.error[name])
+    end
+  end
+  add("result", worker.short_result(outcome))
+  return names, values
 end
 
 local LEVELS = { started = "info", again = "warning", succeeded = "info", skipped = "info" }
@@ -588,19 +632,7 @@ local function tell(run, event, outcome)
   elseif event == "again" then
     return core.log(level_of(event), ("the job is tried again in %.3g s"):format(outcome.again_in), {}, {})
   end
-  local names, values = { "waited", "ran" }, { ("%.3f"):format(outcome.waited), ("%.3f"):format(outcome.ran) }
-  for _, field in ipairs { "reason", "error" } do
-    if outcome[field] then
-      names[#names + 1] = field
-      values[#values + 1] = type(outcome[field]) == "string" and outcome[field] or outcome[field].message
-    end
-  end
-  for _, field in ipairs { "kind", "sqlstate" } do
-    if outcome.error and outcome.error[field] then
-      names[#names + 1], values[#values + 1] = field, outcome.error[field]
-    end
-  end
-  core.log(level_of(outcome.state), "job " .. outcome.state:gsub("_", " "), names, values)
+  core.log(level_of(outcome.state), "job " .. outcome.state:gsub("_", " "), outcome_fields(outcome))
 end
 
 -- A job is at work.

@@ -851,19 +851,38 @@ static int core_store_jobs(lua_State *L)
     return 1;
 }
 
-/* store_prune(session, seconds or false, runs): how many went; are there more? */
+/* store_runners(session): rows */
+static int core_store_runners(lua_State *L)
+{
+    Session *session = bind_session_check(L, 1);
+    PGresult **result = result_push(L);
+    Error err;
+
+    *result = store_runners(session, &err);
+    if (*result == NULL)
+        return args_raise(L, &err);
+    push_rows(L, session, result);
+    return 1;
+}
+
+/* store_prune(session, seconds or false, runs, after): how many went; nil, or `after` of the next call */
 static int core_store_prune(lua_State *L)
 {
     Session *session = bind_session_check(L, 1);
+    PQExpBuffer after = (lua_settop(L, 4), buffer_push(L));
     int64_t keep_us = lua_isboolean(L, 2) ? DURATION_ENDLESS : to_us(luaL_checknumber(L, 2));
     int64_t pruned;
     bool more;
     Error err;
 
-    if (!store_prune(session, keep_us, (int)luaL_checkinteger(L, 3), &pruned, &more, &err))
+    appendPQExpBufferStr(after, luaL_optstring(L, 4, ""));
+    if (!store_prune(session, keep_us, (int)luaL_checkinteger(L, 3), after, &more, &pruned, &err))
         return args_raise(L, &err);
     lua_pushinteger(L, pruned);
-    lua_pushboolean(L, more);
+    if (more)
+        lua_pushstring(L, after->data);
+    else
+        lua_pushnil(L);
     return 2;
 }
 
@@ -898,6 +917,7 @@ static const luaL_Reg FUNCTIONS[] = {
     {"store_cancel", core_store_cancel},
     {"store_history", core_store_history},
     {"store_jobs", core_store_jobs},
+    {"store_runners", core_store_runners},
     {"store_prune", core_store_prune},
     {NULL, NULL},
 };

@@ -2,6 +2,7 @@
 
 #include "base/duration.h"
 #include "bind/args.h"
+#include "runner/http.h"
 #include "runner/supervisor.h"
 
 #include <lauxlib.h>
@@ -24,6 +25,18 @@ static const char *copy_field(lua_State *L, const char *name)
         luaL_error(L, "not enough memory");
     lua_pop(L, 1);
     return copy;
+}
+
+/* A copy of where to listen, if it is to. */
+static const char *address_field(lua_State *L, const char *name)
+{
+    const char *text = copy_field(L, name);
+    HttpAddress ignored;
+    Error err;
+
+    if (text != NULL && !http_address_parse(text, &ignored, &err))
+        args_raise(L, &err);
+    return text;
 }
 
 static int integer_field(lua_State *L, const char *name)
@@ -77,6 +90,7 @@ static int host_serve(lua_State *L)
         .paths = serving.paths,
         .log_level = copy_field(L, "log_level"),
         .log_format = copy_field(L, "log_format"),
+        .listen = address_field(L, "listen"),
         .workers = integer_field(L, "workers"),
         .warm = integer_field(L, "warm"),
         .drain_us = duration_field(L, "drain"),
@@ -85,6 +99,8 @@ static int host_serve(lua_State *L)
     };
     lua_getfield(L, 1, "watch");
     serving.options.watch = lua_toboolean(L, -1);
+    lua_getfield(L, 1, "stateless");
+    serving.options.stateless = lua_toboolean(L, -1);
     serving.wanted = true;
     return 0;
 }

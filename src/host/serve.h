@@ -12,7 +12,7 @@
  * Add to the table on top:
  *
  *   serve(options)   serve once the Lua state is closed: { conninfo, config, paths, log_level,
- *                    log_format, workers, warm, watch, drain, keep, keep_runs }, durations in
+ *                    log_format, listen, workers, warm, watch, drain, keep, keep_runs }, durations in
  *                    seconds
  */
 void serve_register(lua_State *L);

@@ -88,15 +88,16 @@ int due_slots(const DueJob *job, int64_t now_us, DueSlot *slots, int64_t *until_
     int64_t from_us = begin_of(job, now_us);
     int64_t left_out = 0;
     int count = 0;
-    Survey found;
+    Survey found = {0};
 
     *until_us = now_us;
     if (job->schedule->kind == SCHEDULE_START)
         return 0;
     if (job->schedule->kind == SCHEDULE_FINISH)
         return due_after_end(job, now_us, slots);
-    found = survey(job, from_us, now_us);
-    if (job->catchup != CATCHUP_ALL && found.count > DUE_SLOTS_MAX) {
+    if (job->catchup != CATCHUP_ALL)
+        found = survey(job, from_us, now_us);
+    if (found.count > DUE_SLOTS_MAX) {
         /* The oldest of those that do not run. */
         int64_t idle = found.missed - (job->catchup == CATCHUP_LAST && found.missed > 0 ? 1 : 0);
 

@@ -38,8 +38,9 @@ typedef struct {
  * List what is due by `now_us`, oldest first, into `slots` (room for DUE_SLOTS_MAX).
  *   until_us  out: what to give as evaluated_us next time: `now_us`, or less where there are more
  *             slots than there is room for; then call again with it, after these were claimed
- * Returns how many. Once they were claimed, the last one's slot_us is the newest known. Of missed slots that only are to be recorded as skipped, the oldest are left
- * out where they are too many: what runs is always listed.
+ * Returns how many. Once they were claimed, the last one's slot_us is the newest known. Of missed
+ * slots that only are to be recorded as skipped, the oldest are left out where they are too many:
+ * what runs is always listed.
  */
 int due_slots(const DueJob *job, int64_t now_us, DueSlot *slots, int64_t *until_us);
 

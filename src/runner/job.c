@@ -165,6 +165,7 @@ static void set_due(Job *job)
         .last_end_us = STORE_NO_TIME,
     };
     job->due_us = SCHEDULE_NEVER;
+    job->waits_us = STORE_NO_TIME;
 }
 
 /* ---- jobs ------------------------------------------------------------------------------------ */

@@ -38,6 +38,7 @@ typedef struct {
     bool known;         /* the database knows it, and what it said is in `due` */
     bool paused;
     bool started;       /* its slot of origin `start` was claimed */
+    int64_t waits_us;   /* without state tables: its slot that waits for a worker; STORE_NO_TIME */
     DueJob due;
     int64_t due_us;     /* when to look at it next; SCHEDULE_NEVER: nothing comes by the clock */
 } Job;

@@ -11,9 +11,15 @@ enum {
     STEP_US = 1000000,
 };
 
-bool link_init(Link *link, const char *conninfo, const StoreRunner *runner, Error *err)
+bool link_init(Link *link, const char *conninfo, bool stateless, const StoreRunner *runner,
+               Error *err)
 {
-    *link = (Link){.conninfo = conninfo, .runner = *runner, .lost.fd = -1};
+    *link = (Link){
+        .conninfo = conninfo,
+        .stateless = stateless,
+        .runner = *runner,
+        .lost.fd = -1,
+    };
     return bell_open(&link->lost, err);
 }
 
@@ -85,15 +91,23 @@ static bool prepare_schema(Session *session, Error *err)
     return schema_check(session, err);
 }
 
+static bool become_runner(Link *link, Error *err)
+{
+    if (!link->stateless)
+        return store_register(link->ears, &link->runner, err) && store_listen(link->ears, err);
+    link->runner.started_us = link_now(link);
+    return true;
+}
+
 bool link_connect(Link *link, Error *err)
 {
     int64_t error_us;
 
     bell_quiet(&link->lost);
     if (!open_session(&link->ears, link->conninfo, err) || !await_primary(link->ears, err) ||
-        !open_session(&link->asks, link->conninfo, err) || !prepare_schema(link->asks, err) ||
-        !store_clock(link->asks, &link->offset_us, &error_us, err) ||
-        !store_register(link->ears, &link->runner, err) || !store_listen(link->ears, err)) {
+        !open_session(&link->asks, link->conninfo, err) ||
+        !(link->stateless || prepare_schema(link->asks, err)) ||
+        !store_clock(link->asks, &link->offset_us, &error_us, err) || !become_runner(link, err)) {
         link_close(link, false);
         return false;
     }
@@ -113,7 +127,7 @@ void link_close(Link *link, bool leave)
 
     link->serving = false;
     turn_take(&link->turn);
-    if (leave && link->asks != NULL)
+    if (leave && !link->stateless && link->asks != NULL)
         store_leave(link->asks, &link->runner, &ignored);
     session_free(link->asks);
     session_free(link->ears);

@@ -11,6 +11,7 @@
 
 typedef struct {
     const char *conninfo;
+    bool stateless;            /* there are no state tables: nothing is registered, heard or left */
     StoreRunner runner;
     bool serving;              /* linked: all else here holds */
     int64_t offset_us;         /* of the database's clock to the monotonic one */
@@ -21,7 +22,8 @@ typedef struct {
 } Link;
 
 /* Borrows the texts of `runner`. */
-bool link_init(Link *link, const char *conninfo, const StoreRunner *runner, Error *err);
+bool link_init(Link *link, const char *conninfo, bool stateless, const StoreRunner *runner,
+               Error *err);
 void link_free(Link *link);
 
 /*

@@ -13,6 +13,8 @@ enum {
     RETIRE_US = 2000000,  /* how long a process has to end by itself */
     MARGIN_US = 2000000,  /* and, beyond its grace, one that was told to cancel its run */
     AGAIN_US = 1000000,   /* between two tries to start a process */
+    SESSION_US = 5000000, /* how long the session of a process that is gone is waited for */
+    SESSION_AGAIN_US = 50000,
     SLOT_TEXT_SIZE = 40,
     EXIT_TIMED_OUT = 124, /* of a worker process: see src/host/watcher.h */
     EXIT_LOST = 125,
@@ -29,7 +31,7 @@ typedef struct {
     int attempt;
     int64_t parent;
     int64_t grace_us;
-    int64_t begun_us;
+    bool from_finish;   /* the job's next slot is counted from its end */
     const char *cancel; /* NULL: not to be cancelled; else why */
     bool told;          /* the process was told so */
     int64_t kill_us;
@@ -43,12 +45,14 @@ typedef struct {
     Fiber *fiber;
     Bell bell;
     Child *child;
+    int child_age; /* the pool's, when it was started */
     Run *run;
 } Worker;
 
 struct Pool {
     PoolSpec spec;
     bool closing, killing;
+    int age; /* how often it was renewed */
     int count;
     Worker workers[];
 };
@@ -85,6 +89,7 @@ static Run *run_new(const StoreRun *from, const Job *job, const char *runner)
     run->attempt = from->attempt;
     run->parent = from->parent;
     run->grace_us = job->grace_us;
+    run->from_finish = job->scheduled && job->schedule.kind == SCHEDULE_FINISH;
     run->kill_us = CLOCK_NEVER;
     run->job = strdup(job->record.name);
     run->file = job->file;
@@ -97,7 +102,11 @@ static Run *run_new(const StoreRun *from, const Job *job, const char *runner)
     slot_text(run->slot_text, run->slot_us);
     run->fields[0] = (LogField){.name = "job", .value = run->job};
     run->fields[1] = (LogField){.name = "slot", .value = run->slot_text};
-    run->fields[2] = (LogField){.name = "run", .value = text_integer(run->id_text, run->id), .bare = true};
+    run->fields[2] = (LogField){
+        .name = "run",
+        .value = run->id == 0 ? NULL : text_integer(run->id_text, run->id),
+        .bare = true,
+    };
     run->fields[3] = (LogField){.name = "fence", .bare = true};
     return run;
 }
@@ -106,8 +115,10 @@ static json_t *run_message(const Run *run)
 {
     const JobFile *file = run->file;
 
-    return json_pack("{s:{s:I, s:s, s:s, s:s, s:s*, s:s, s:s, s:I, s:i, s:I}}", "run", "id",
-                     (json_int_t)run->id, "job", run->job, "file", file->path, "sha256",
+    json_t *id = run->id == 0 ? NULL : json_integer(run->id);
+
+    return json_pack("{s:{s:o*, s:s, s:s, s:s, s:s*, s:s, s:s, s:I, s:i, s:I}}", "run", "id", id,
+                     "job", run->job, "file", file->path, "sha256",
                      file->sha256, "text", file->replaced ? file->text : NULL,
                      "runner", run->runner, "origin", RUN_ORIGIN_NAMES[run->origin], "slot_us",
                      (json_int_t)run->slot_us, "attempt", run->attempt, "parent",
@@ -116,36 +127,68 @@ static json_t *run_message(const Run *run)
 
 /* ---- ending a run whose process did not ------------------------------------------------------- */
 
+/* The link, as soon as there is one. NULL: this process is about to end. */
+static Session *await_link(const Pool *pool)
+{
+    Session *session;
+
+    while ((session = link_begin(pool->spec.link)) == NULL && !pool->closing)
+        wait_told(pool->spec.link, WAIT_CLEANUP);
+    return session;
+}
+
+/*
+ * The server may still execute a statement of the process that is gone, under the run's locks: an
+ * attempt that follows would find them taken.
+ */
+static void end_session(Worker *worker)
+{
+    Pool *pool = worker->pool;
+    int64_t deadline_us = clock_deadline(SESSION_US);
+    bool gone = worker->run->id == 0;
+    Error err;
+
+    while (!gone && clock_monotonic_us() < deadline_us) {
+        Session *session = await_link(pool);
+        bool ok;
+
+        if (session == NULL)
+            return;
+        ok = store_terminate(session, worker->run->id, &gone, &err);
+        link_end(pool->spec.link, ok ? NULL : &err);
+        if (!ok && err.kind != ERROR_CONNECTION)
+            return; /* without the right to end it: it ends when it has nobody to answer to */
+        if (!gone)
+            wait_for(NULL, 0, clock_deadline(SESSION_AGAIN_US), WAIT_CLEANUP);
+    }
+}
+
 /* Ask until it is done, or this process is about to end. */
 static void write_end(Worker *worker, const StoreEnd *end)
 {
     Pool *pool = worker->pool;
-    Link *link = pool->spec.link;
     Session *session;
     int64_t retry;
-    bool ended, ok = false;
+    bool ended = true, ok = end->run == 0;
     Error err;
 
-    while (!ok) {
-        while ((session = link_begin(link)) == NULL) {
-            if (pool->closing)
-                return;
-            wait_told(link, WAIT_CLEANUP);
-        }
+    while (!ok && (session = await_link(pool)) != NULL) {
         ok = store_end(session, end, &ended, &retry, &err);
-        link_end(link, ok ? NULL : &err);
+        link_end(pool->spec.link, ok ? NULL : &err);
         if (!ok && err.kind != ERROR_CONNECTION) {
             log_printf(LOG_ERROR, "run %" PRId64 " could not be ended in the database: %s", end->run,
                        err.message);
             return;
         }
     }
+    if (ok && ended)
+        metrics_ended(pool->spec.metrics, worker->run->job, end->state, end->waited_s, end->ran_s);
 }
 
-static void end_run(Worker *worker, RunState state, const char *reason, const char *error)
+/* As it is where nothing more is known. */
+static StoreEnd end_of(const Run *run, RunState state, const char *reason, const char *error)
 {
-    const Run *run = worker->run;
-    StoreEnd end = {
+    return (StoreEnd){
         .run = run->id,
         .runner = run->runner,
         .state = state,
@@ -155,6 +198,11 @@ static void end_run(Worker *worker, RunState state, const char *reason, const ch
         .ran_s = -1,
         .retry_after_us = STORE_RETRY_POLICY,
     };
+}
+
+static void end_run(Worker *worker, RunState state, const char *reason, const char *error)
+{
+    StoreEnd end = end_of(worker->run, state, reason, error);
 
     write_end(worker, &end);
 }
@@ -180,6 +228,7 @@ static void end_orphan(Worker *worker, int exit_code)
     else
         snprintf(text, sizeof text, "the job's process ended with exit code %d", exit_code);
     log_end(run, "job ended with its process", text);
+    end_session(worker);
     if (exit_code == EXIT_LOST)
         bell_ring(worker->pool->spec.lost); /* only where its liveness lock is free (runner.md 22) */
     else if (run->cancel != NULL)
@@ -190,9 +239,22 @@ static void end_orphan(Worker *worker, int exit_code)
         end_run(worker, RUN_FAILED, "process", text);
 }
 
+static const char *text_field(const json_t *object, const char *name)
+{
+    return json_string_value(json_object_get(object, name));
+}
+
+/* Negative: not known. */
+static double seconds_field(const json_t *object, const char *name)
+{
+    const json_t *seconds = json_object_get(object, name);
+
+    return json_is_number(seconds) ? json_number_value(seconds) : -1;
+}
+
 static RunState state_of(const json_t *ended)
 {
-    const char *word = json_string_value(json_object_get(ended, "state"));
+    const char *word = text_field(ended, "state");
     int state = word == NULL ? -1 : store_word(RUN_STATE_NAMES, word);
 
     return state < RUN_SUCCEEDED ? RUN_FAILED : (RunState)state;
@@ -201,15 +263,23 @@ static RunState state_of(const json_t *ended)
 /* The process tells of its run's end; mostly it has ended the row, too. */
 static void end_told(Worker *worker, const json_t *ended)
 {
-    RunState state = state_of(ended);
+    StoreEnd end = end_of(worker->run, state_of(ended), text_field(ended, "reason"),
+                          text_field(ended, "error"));
 
-    if (json_is_true(json_object_get(ended, "written")))
+    end.waited_s = seconds_field(ended, "waited");
+    end.ran_s = seconds_field(ended, "ran");
+    if (json_is_true(json_object_get(ended, "written"))) {
+        metrics_ended(worker->pool->spec.metrics, worker->run->job, end.state, end.waited_s,
+                      end.ran_s);
         return;
-    if (state == RUN_LOST)
+    }
+    end.error_kind = text_field(ended, "kind");
+    end.sqlstate = text_field(ended, "sqlstate");
+    end.detail = text_field(ended, "detail");
+    if (end.state == RUN_LOST)
         bell_ring(worker->pool->spec.lost);
     else
-        end_run(worker, state, json_string_value(json_object_get(ended, "reason")),
-                json_string_value(json_object_get(ended, "error")));
+        write_end(worker, &end);
 }
 
 /* ---- processes ------------------------------------------------------------------------------- */
@@ -217,6 +287,12 @@ static void end_told(Worker *worker, const json_t *ended)
 static bool is_warm(const Worker *worker)
 {
     return worker->index < worker->pool->spec.warm && !worker->pool->closing;
+}
+
+/* Has it a process that was started before the pool was renewed? */
+static bool is_outdated(const Worker *worker)
+{
+    return worker->child != NULL && worker->child_age != worker->pool->age;
 }
 
 static void drop_child(Worker *worker)
@@ -251,7 +327,10 @@ static bool start_child(Worker *worker)
 {
     Error err;
 
-    if (worker->child != NULL || child_start(&worker->child, worker->pool->spec.settings, &err))
+    if (worker->child != NULL)
+        return true;
+    worker->child_age = worker->pool->age;
+    if (child_start(&worker->child, worker->pool->spec.settings, &err))
         return true;
     log_printf(LOG_ERROR, "no worker process could be started: %s", err.message);
     return false;
@@ -265,6 +344,10 @@ static void idle(Worker *worker)
     json_t *message;
     ChildNews news;
 
+    if (is_outdated(worker)) {
+        retire(worker);
+        return; /* there may be a run by now */
+    }
     if (is_warm(worker) && !start_child(worker)) {
         bell_wait(&worker->bell, clock_deadline(AGAIN_US));
         return;
@@ -362,6 +445,8 @@ static void work(Worker *worker)
     bool reusable = false;
     Error err;
 
+    if (is_outdated(worker))
+        retire(worker);
     if (!start_child(worker) || !child_say(worker->child, message, &err)) {
         drop_child(worker); /* it may have ended while it was idle: once more, with a new one */
         if (!start_child(worker) || !child_say(worker->child, message, &err)) {
@@ -375,11 +460,13 @@ static void work(Worker *worker)
         attend(worker);
         accompany(worker, &reusable);
     }
-    if (worker->child != NULL && !(reusable && is_warm(worker)))
+    if (worker->child != NULL && !(reusable && is_warm(worker) && !is_outdated(worker)))
         retire(worker);
     if (worker->child != NULL)
         child_set_fields(worker->child, NULL);
     worker->run = NULL;
+    if (run->from_finish)
+        bell_ring(worker->pool->spec.counted);
     run_free(run);
     bell_ring(worker->pool->spec.freed);
 }
@@ -451,6 +538,15 @@ bool pool_assign(Pool *pool, const StoreRun *run, const Job *job, const char *ru
     return false;
 }
 
+bool pool_has(const Pool *pool, const char *job)
+{
+    for (int i = 0; i < pool->count; i++) {
+        if (pool->workers[i].run != NULL && strcmp(pool->workers[i].run->job, job) == 0)
+            return true;
+    }
+    return false;
+}
+
 void pool_cancel(Pool *pool, int64_t run, const char *reason)
 {
     for (int i = 0; i < pool->count; i++) {
@@ -462,6 +558,29 @@ void pool_cancel(Pool *pool, int64_t run, const char *reason)
             bell_ring(&worker->bell);
         }
     }
+}
+
+const char *pool_runner(const Pool *pool, int index)
+{
+    for (int i = 0; i < pool->count; i++) {
+        const Run *run = pool->workers[i].run;
+        int before = 0;
+
+        while (run != NULL && before < i &&
+               (pool->workers[before].run == NULL ||
+                strcmp(pool->workers[before].run->runner, run->runner) != 0))
+            before++;
+        if (run != NULL && before == i && index-- == 0)
+            return run->runner;
+    }
+    return NULL;
+}
+
+void pool_renew(Pool *pool)
+{
+    pool->age++;
+    for (int i = 0; i < pool->count; i++)
+        bell_ring(&pool->workers[i].bell);
 }
 
 void pool_kill(Pool *pool)

@@ -281,6 +281,10 @@ static const char RECORD_SQL[] =
     "   WHERE j.file = ANY ($14) AND NOT j.gone"
     "     AND NOT EXISTS (SELECT FROM given g WHERE g.name = j.name)"
     "  RETURNING j.name"
+    "), left_waiting AS ("
+    "  UPDATE lockkeeper.run r"
+    "     SET state = 'skipped', reason = 'gone', ended_at = clock_timestamp()"
+    "    FROM vanished v WHERE r.job = v.name AND r.state = 'due'"
     ")"
     " SELECT (SELECT count(*) FROM written), (SELECT count(*) FROM vanished)";
 enum {
@@ -385,7 +389,7 @@ static const char FACTS_SQL[] =
     "    ORDER BY r.origin DESC, r.slot DESC LIMIT 1) newest ON true"
     "  LEFT JOIN LATERAL (SELECT r.ended_at FROM lockkeeper.run r"
     "    WHERE r.job = a.name AND r.ended_at IS NOT NULL"
-    "    ORDER BY r.job DESC, r.id DESC LIMIT 1) ended ON true"
+    "    ORDER BY r.job DESC, r.ended_at DESC LIMIT 1) ended ON true"
     " ORDER BY a.place";
 
 bool store_facts(Session *session, const char *const *names, int count, StoreFacts *facts,

@@ -14,6 +14,7 @@
 #ifndef LOCKKEEPER_RUNNER_STORE_H
 #define LOCKKEEPER_RUNNER_STORE_H
 
+#include "base/pqbuffer.h"
 #include "pg/session.h"
 
 #include <stdbool.h>
@@ -35,7 +36,7 @@ typedef enum {
     RUN_TIMED_OUT,
     RUN_CANCELLED,
     RUN_LOST,
-    RUN_SKIPPED, /* with a reason: "busy", "paused", "caught_up", "replaced", "window", … */
+    RUN_SKIPPED, /* with a reason: "busy", "paused", "caught_up", "replaced", "window", "gone", … */
 } RunState;
 
 typedef enum { ORIGIN_SCHEDULE, ORIGIN_TRIGGER, ORIGIN_AFTER, ORIGIN_START } RunOrigin;
@@ -128,7 +129,8 @@ typedef struct {
 /*
  * Record definitions: new and changed ones are written. Jobs that stand in the tables with one of
  * `files`, and are not among these any more, are marked as gone: none of them runs after another
- * any more. At start, after a reload, and once an hour (for last_seen).
+ * any more, and their rows that are due become `skipped`. At start, after a reload, and once an hour
+ * (for last_seen).
  *   files  those that were read, or that are there no more
  */
 bool store_record_jobs(Session *session, const StoreJob *jobs, int count, const char *const *files,
@@ -156,6 +158,7 @@ typedef struct {
 typedef struct {
     StoreRun *runs;
     int count;
+    int skipped; /* so many more stand behind these: what store_claim has skipped */
     PGresult *result;
 } StoreRuns;
 
@@ -287,6 +290,12 @@ typedef struct {
  */
 bool store_end(Session *session, const StoreEnd *end, bool *ended, int64_t *retry, Error *err);
 
+/*
+ * End the session that holds a run's liveness lock, which nobody uses any more: its process is gone.
+ *   *gone  out: there was none
+ */
+bool store_terminate(Session *session, int64_t run, bool *gone, Error *err);
+
 /* What a run has printed so far; for runs that last. */
 bool store_output(Session *session, int64_t run, const char *runner, const char *output,
                   size_t length, Error *err);
@@ -305,8 +314,8 @@ bool store_requests(Session *session, const StoreRunner *runner, StoreRuns *runs
 bool store_look(Session *session, StoreRuns *runs, Error *err);
 
 /*
- * Run a job now. *run: the new row, `due`, or `skipped` with a reason. An unknown job is a usage
- * error that names the nearest.
+ * Run a job now. *run: the new row, `due`, or `skipped` with a reason. An unknown job, and one that
+ * is gone, is a usage error that names the nearest.
  */
 bool store_trigger(Session *session, const char *job, StoreRuns *run, Error *err);
 
@@ -347,13 +356,21 @@ PGresult *store_history(Session *session, const StoreHistory *filter, Error *err
 PGresult *store_jobs(Session *session, Error *err);
 
 /*
+ * Supervisors that are alive: uuid, host, version, workers, started, last_seen (epoch seconds).
+ */
+PGresult *store_runners(Session *session, Error *err);
+
+/*
  * Prune history: rows that ended longer than `keep_us` ago (DURATION_ENDLESS: no limit), and all
  * but the newest `keep_runs` of a job (0: no limit); never a job's newest, nor its newest of origin
- * `schedule`, nor what lies within its catchup_window, nor what has not ended. One host at a time:
- * another one has nothing to do. Call again while *more.
+ * `schedule`, nor what lies within its catchup_window, nor what has not ended. Findings that were
+ * closed that long ago go, too. One host at a time: another one has nothing to do.
+ *
+ * A call looks at a hundred jobs and prunes ten thousand rows at most. Call again while *more.
+ *   after  in and out: up to which job that was done; empty at first
  */
-bool store_prune(Session *session, int64_t keep_us, int keep_runs, int64_t *pruned, bool *more,
-                 Error *err);
+bool store_prune(Session *session, int64_t keep_us, int keep_runs, PQExpBuffer after, bool *more,
+                 int64_t *pruned, Error *err);
 
 /* Names of advisory keys, for lock.names and ls. Best effort: learns, never forgets. */
 typedef struct {

@@ -93,9 +93,18 @@ static PGresult *claim(Session *session, const StoreRunner *runner, const StoreS
     return result;
 }
 
-static bool is_claimed(const StoreRun *run)
+/* Those of a state to the place `at`, in their order. Returns where they end. */
+static int gather(StoreRuns *all, int at, RunState state)
 {
-    return run->state == RUN_CLAIMED;
+    for (int i = at; i < all->count; i++) {
+        StoreRun run = all->runs[i];
+
+        if (run.id == 0 || run.state != state)
+            continue;
+        all->runs[i] = all->runs[at];
+        all->runs[at++] = run;
+    }
+    return at;
 }
 
 static void count_run(StoreTally *tally, const StoreRun *run)
@@ -149,7 +158,7 @@ bool store_claim(Session *session, const StoreRunner *runner, const StoreSlot *s
     StoreTally counted = {.lost = count};
     PGresult *result = claim(session, runner, slots, count, workers, err);
     int refused = 0;
-    int kept = 0;
+    int kept;
     Error ignored;
 
     *claimed = (StoreRuns){0};
@@ -162,10 +171,8 @@ bool store_claim(Session *session, const StoreRunner *runner, const StoreSlot *s
     /* What was claimed is ours, whatever comes now; a slot without a row is listed again. */
     if (refused > 0)
         skip_refused(session, runner, claimed, refused, &counted, &ignored);
-    for (int i = 0; i < claimed->count; i++) {
-        if (is_claimed(&claimed->runs[i]))
-            claimed->runs[kept++] = claimed->runs[i];
-    }
+    kept = gather(claimed, 0, RUN_CLAIMED);
+    claimed->skipped = gather(claimed, kept, RUN_SKIPPED) - kept;
     claimed->count = kept;
     if (tally != NULL)
         *tally = counted;
@@ -175,8 +182,9 @@ bool store_claim(Session *session, const StoreRunner *runner, const StoreSlot *s
 /* ---- rows that are due ----------------------------------------------------------------------- */
 
 /*
- * Can r begin, as far as its job is concerned? A row that is replaced by a later one can't. One that
- * replaces need not wait for those before it that have not begun.
+ * Can r begin, as far as its job is concerned? A row that is replaced by a later one can't; one that
+ * replaces need not wait for those before it that have not begun. Nor does it begin beside a run whose
+ * slot is later: one after another job has that one's slot.
  */
 #define REPLACED(r)                                                                                \
     "EXISTS (SELECT FROM lockkeeper.run n"                                                         \
@@ -185,20 +193,22 @@ bool store_claim(Session *session, const StoreRunner *runner, const StoreSlot *s
 #define CAN_BEGIN(r)                                                                               \
     "(" r ".overlap = 'allow' AND NOT " r ".catches_up OR NOT EXISTS ("                            \
     " SELECT FROM lockkeeper.run e"                                                                \
-    "  WHERE e.job = " r ".job AND e.state IN " ACTIVE                                             \
-    "    AND (e.slot, e.id) < (" r ".slot, " r ".id)"                                              \
-    "    AND NOT (e.state = 'due' AND " r ".overlap = 'replace' AND NOT " r ".catches_up)))"       \
+    "  WHERE e.job = " r ".job AND e.state IN " ACTIVE " AND e.id <> " r ".id"                     \
+    "    AND CASE WHEN e.state <> 'due' AND " r ".overlap <> 'allow' THEN true"                    \
+    "             WHEN e.state = 'due' AND " r ".overlap = 'replace' AND NOT " r ".catches_up"     \
+    "               THEN false"                                                                    \
+    "             ELSE (e.slot, e.id) < (" r ".slot, " r ".id) END))"                              \
     " AND NOT " REPLACED(r)
 
 static const char WAITING_SQL[] =
     "SELECT DISTINCT r.job, NULL::int8"
     "  FROM lockkeeper.run r"
-    " WHERE r.state = 'due' AND r.due_at <= clock_timestamp()"
+    " WHERE r.state = 'due' AND r.due_at <= now()"
     "   AND NOT EXISTS (SELECT FROM lockkeeper.job j WHERE j.name = r.job AND j.paused)"
     "   AND " CAN_BEGIN("r")
     " UNION ALL"
     " SELECT NULL, " US("min(r.due_at)")
-    "   FROM lockkeeper.run r WHERE r.state = 'due' AND r.due_at > clock_timestamp()"
+    "   FROM lockkeeper.run r WHERE r.state = 'due' AND r.due_at > now()"
     " ORDER BY 1 NULLS LAST";
 
 bool store_waiting(Session *session, StoreWaiting *waiting, Error *err)
@@ -241,7 +251,7 @@ static const char TAKE_SQL[] =
     "    FROM outdated o WHERE r.id = o.id AND r.state = 'due'"
     "), chosen AS ("
     "  SELECT r.id FROM lockkeeper.run r"
-    "   WHERE r.state = 'due' AND r.due_at <= clock_timestamp() AND r.job = ANY ($4)"
+    "   WHERE r.state = 'due' AND r.due_at <= now() AND r.job = ANY ($4)"
     "     AND NOT EXISTS (SELECT FROM lockkeeper.job j WHERE j.name = r.job AND j.paused)"
     "     AND " CAN_BEGIN("r")
     "   ORDER BY r.due_at LIMIT $3"

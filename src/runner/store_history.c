@@ -102,48 +102,90 @@ PGresult *store_jobs(Session *session, Error *err)
     return transact(session, &statement, TRANSACT_READ, WAIT_NORMAL, err);
 }
 
+static const char RUNNERS_SQL[] =
+    "SELECT r.uuid::text AS uuid, r.host, r.version, r.workers, " EPOCH("r.started") " AS started,"
+    "       " EPOCH("r.last_seen") " AS last_seen"
+    "  FROM lockkeeper.runner r"
+    " WHERE EXISTS (SELECT FROM pg_lock_status() l"
+    "   WHERE l.locktype = 'advisory' AND l.granted AND l.objsubid = 1"
+    "     AND l.database = (SELECT d.oid FROM pg_database d WHERE d.datname = current_database())"
+    "     AND l.classid = " RUNNER_CLASSID " AND l.objid = " OBJID("r.lock") ")"
+    " ORDER BY r.started";
+
+PGresult *store_runners(Session *session, Error *err)
+{
+    Statement statement = {.sql = RUNNERS_SQL, .constant = true};
+
+    return transact(session, &statement, TRANSACT_READ, WAIT_NORMAL, err);
+}
+
 /* ---- pruning --------------------------------------------------------------------------------- */
 
-enum { PRUNE_BATCH = 10000 };
+enum { PRUNE_JOBS = 100, PRUNE_ROWS = 10000 };
 
 /*
- * $1 seconds, $2 rows kept a job, $3 rows pruned at once; null: no limit. A job without a limit to
- * its catchup keeps all its slots. The host that prunes holds a lock in its transaction.
+ * $1 seconds, $2 rows kept a job, $3 rows pruned at once, $4 the job after which it begins, $5 how many
+ * jobs are looked at; $1 and $2 null: no limit. A job without a limit to its catchup keeps all its
+ * slots. The host that prunes holds a lock in its transaction. Each part is found by an index; jobs,
+ * of which there is no list but this, by jumping from one to the next in that of their rows.
  */
 static const char PRUNE_SQL[] =
-    "WITH alone AS MATERIALIZED (SELECT pg_try_advisory_xact_lock(" PRUNE_LOCK ") AS got"
-    "), ranked AS ("
-    "  SELECT r.id, r.job, r.origin, r.slot, r.state, r.ended_at,"
-    "         row_number() OVER (PARTITION BY r.job ORDER BY r.id DESC) AS place,"
-    "         max(r.slot) FILTER (WHERE r.origin = 'schedule')"
-    "           OVER (PARTITION BY r.job) AS newest_slot"
-    "    FROM lockkeeper.run r WHERE (SELECT a.got FROM alone a)"
+    "WITH RECURSIVE alone AS MATERIALIZED (SELECT pg_try_advisory_xact_lock(" PRUNE_LOCK ") AS got"
+    "), names(job, place) AS ("
+    "  (SELECT r.job, 1 FROM lockkeeper.run r"
+    "    WHERE (SELECT a.got FROM alone a) AND r.job > $4 ORDER BY r.job LIMIT 1)"
+    "  UNION ALL"
+    "  SELECT (SELECT r.job FROM lockkeeper.run r WHERE r.job > n.job ORDER BY r.job LIMIT 1),"
+    "         n.place + 1"
+    "    FROM names n WHERE n.job IS NOT NULL AND n.place < $5"
+    "), jobs AS MATERIALIZED ("
+    "  SELECT n.job,"
+    "         (SELECT r.id FROM lockkeeper.run r WHERE r.job = n.job"
+    "           ORDER BY r.job DESC, r.id DESC LIMIT 1) AS newest,"
+    "         (SELECT r.slot FROM lockkeeper.run r WHERE r.job = n.job AND r.origin = 'schedule'"
+    "           ORDER BY r.origin DESC, r.slot DESC LIMIT 1) AS newest_slot,"
+    "         CASE WHEN $2 IS NOT NULL THEN"
+    "           (SELECT r.id FROM lockkeeper.run r WHERE r.job = n.job"
+    "             ORDER BY r.job DESC, r.id DESC OFFSET $2 LIMIT 1) END AS surplus,"
+    "         CASE WHEN j.name IS NULL OR j.catchup_window IS NOT NULL THEN"
+    "           now() - make_interval(secs => coalesce(j.catchup_window, 86400)) END AS horizon"
+    "    FROM names n LEFT JOIN lockkeeper.job j ON j.name = n.job WHERE n.job IS NOT NULL"
     "), doomed AS MATERIALIZED ("
-    "  SELECT k.id FROM ranked k LEFT JOIN lockkeeper.job j ON j.name = k.job"
-    "   WHERE k.state NOT IN " ACTIVE " AND k.place > 1"
-    "     AND (k.ended_at < clock_timestamp() - make_interval(secs => $1) OR k.place > $2)"
-    "     AND NOT (k.origin = 'schedule' AND k.slot = k.newest_slot)"
-    "     AND CASE WHEN j.name IS NOT NULL AND j.catchup_window IS NULL THEN k.origin <> 'schedule'"
-    "           ELSE k.slot < clock_timestamp()"
-    "             - make_interval(secs => coalesce(j.catchup_window, 86400)) END"
+    "  SELECT d.id FROM jobs j CROSS JOIN LATERAL ("
+    "    SELECT r.id, r.origin, r.slot, r.state FROM lockkeeper.run r"
+    "     WHERE r.job = j.job AND r.id <= j.surplus"
+    "    UNION"
+    "    SELECT r.id, r.origin, r.slot, r.state FROM lockkeeper.run r"
+    "     WHERE r.job = j.job AND r.ended_at < now() - make_interval(secs => $1)) d"
+    "   WHERE d.state NOT IN " ACTIVE " AND d.id <> j.newest"
+    "     AND NOT (d.origin = 'schedule' AND d.slot = j.newest_slot)"
+    "     AND CASE WHEN j.horizon IS NULL THEN d.origin <> 'schedule' ELSE d.slot < j.horizon END"
     "   LIMIT $3"
     "), pruned AS ("
     "  DELETE FROM lockkeeper.run r USING doomed d WHERE r.id = d.id RETURNING r.id"
+    "), closed AS ("
+    "  DELETE FROM lockkeeper.finding f"
+    "   WHERE $4 = '' AND (SELECT a.got FROM alone a)"
+    "     AND f.closed_at < now() - make_interval(secs => $1)"
     ")"
-    " SELECT count(*) FROM pruned";
+    " SELECT (SELECT count(*) FROM pruned),"
+    "        CASE WHEN (SELECT count(*) FROM doomed) = $3 THEN $4"
+    "             WHEN (SELECT count(*) FROM jobs) = $5 THEN (SELECT max(j.job) FROM jobs j)"
+    "             ELSE '' END,"
+    "        (SELECT count(*) FROM doomed) = $3";
 
-bool store_prune(Session *session, int64_t keep_us, int keep_runs, int64_t *pruned, bool *more,
-                 Error *err)
+bool store_prune(Session *session, int64_t keep_us, int keep_runs, PQExpBuffer after, bool *more,
+                 int64_t *pruned, Error *err)
 {
     char seconds[32];
     PGresult *result;
     Statement statement = {
         .sql = PRUNE_SQL,
-        .count = 3,
-        .types = (Oid[]){TYPE_FLOAT8, TYPE_INT8, TYPE_INT8},
+        .count = 5,
+        .types = (Oid[]){TYPE_FLOAT8, TYPE_INT8, TYPE_INT8, TYPE_TEXT, TYPE_INT4},
         .values = (const char *[]){keep_us == DURATION_ENDLESS ? NULL : seconds,
-                                   keep_runs == 0 ? NULL : INTEGER(keep_runs),
-                                   INTEGER(PRUNE_BATCH)},
+                                   keep_runs == 0 ? NULL : INTEGER(keep_runs), INTEGER(PRUNE_ROWS),
+                                   after->data, INTEGER(PRUNE_JOBS)},
         .unprepared = true, /* its plan is to be made for the rows that there are */
     };
 
@@ -152,7 +194,9 @@ bool store_prune(Session *session, int64_t keep_us, int keep_runs, int64_t *prun
     if (result == NULL)
         return false;
     *pruned = field_integer(result, 0, 0);
-    *more = *pruned == PRUNE_BATCH;
+    resetPQExpBuffer(after);
+    appendPQExpBufferStr(after, PQgetvalue(result, 0, 1));
+    *more = after->len > 0 || field_boolean(result, 0, 2);
     PQclear(result);
-    return true;
+    return !PQExpBufferBroken(after) || error_set(err, ERROR_SQL, "out of memory");
 }

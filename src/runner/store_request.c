@@ -23,7 +23,7 @@ static bool unknown_job(Session *session, const char *job, Error *err)
             names[i] = PQgetvalue(result, i, 0);
         nearest = text_nearest(job, names);
     }
-    error_usage(err, "no supervisor has recorded a job \"%.200s\"%s%s%s", job,
+    error_usage(err, "no file that is served defines a job \"%.200s\"%s%s%s", job,
                 nearest ? "; did you mean \"" : "", nearest ? nearest : "", nearest ? "\"?" : "");
     free(names);
     PQclear(result);
@@ -48,6 +48,8 @@ static const char TRIGGER_SQL[] =
     "   FROM inserted i";
 
 static const char IS_KNOWN_SQL[] = "SELECT FROM lockkeeper.job j WHERE j.name = $1";
+static const char IS_DEFINED_SQL[] =
+    "SELECT FROM lockkeeper.job j WHERE j.name = $1 AND NOT j.gone";
 
 static PGresult *of_job(Session *session, const char *sql, const char *job, const char *flag,
                         TransactKind kind, Error *err)
@@ -63,10 +65,10 @@ static PGresult *of_job(Session *session, const char *sql, const char *job, cons
     return transact(session, &statement, kind, WAIT_NORMAL, err);
 }
 
-/* Is the job recorded? False with *err where it is not, or where that can't be said. */
-static bool check_job(Session *session, const char *job, Error *err)
+/* Is the job there? False with *err where it is not, or where that can't be said. */
+static bool check_job(Session *session, const char *sql, const char *job, Error *err)
 {
-    PGresult *result = of_job(session, IS_KNOWN_SQL, job, NULL, TRANSACT_READ, err);
+    PGresult *result = of_job(session, sql, job, NULL, TRANSACT_READ, err);
     bool known = result != NULL && PQntuples(result) > 0;
     bool failed = result == NULL;
 
@@ -77,7 +79,7 @@ static bool check_job(Session *session, const char *job, Error *err)
 bool store_trigger(Session *session, const char *job, StoreRuns *run, Error *err)
 {
     *run = (StoreRuns){0};
-    if (!check_job(session, job, err))
+    if (!check_job(session, IS_DEFINED_SQL, job, err))
         return false;
     /* Nothing was inserted: another trigger has had the same microsecond, or queues a run now. */
     for (int tries = 1; tries <= TRIGGER_TRIES; tries++) {
@@ -108,7 +110,7 @@ bool store_pause(Session *session, const char *job, bool pause, bool *changed, E
         return false;
     *changed = PQntuples(result) > 0;
     PQclear(result);
-    return *changed || check_job(session, job, err);
+    return *changed || check_job(session, IS_KNOWN_SQL, job, err);
 }
 
 /* $1 job or null, $2 run or null. */
@@ -137,5 +139,5 @@ bool store_cancel(Session *session, const char *job, int64_t run, StoreRuns *run
     *runs = (StoreRuns){0};
     if (result == NULL || !runs_read(runs, result, NULL, err))
         return false;
-    return runs->count > 0 || job == NULL || check_job(session, job, err);
+    return runs->count > 0 || job == NULL || check_job(session, IS_KNOWN_SQL, job, err);
 }

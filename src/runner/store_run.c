@@ -28,10 +28,9 @@ static const char STEP_SQL[] =
     "    FROM mine m CROSS JOIN lockkeeper.run o"
     "   WHERE o.state = 'running' AND o.id <> m.id AND o.guards && $4"
     "  UNION ALL"
-    "  SELECT o.id, " UNTIL("o", "least(m.guarded_at, o.ended_at)")
+    "  SELECT o.id, least(" UNTIL("o", "m.guarded_at") ", o.over_at)"
     "    FROM mine m CROSS JOIN lockkeeper.run o"
-    "   WHERE o.state = 'lost' AND o.id <> m.id AND o.guards && $4"
-    "     AND o.ended_at > clock_timestamp() - make_interval(secs => 1.1 + coalesce(o.grace, 5))"
+    "   WHERE o.state = 'lost' AND o.over_at > now() AND o.id <> m.id AND o.guards && $4"
     "), blocking AS ("
     "  SELECT o.id, o.until FROM others o WHERE o.until > clock_timestamp()"
     "), go AS MATERIALIZED ("
@@ -142,7 +141,9 @@ static const char END_SQL[] =
     "        " TELL("due", " FROM followed WHERE state = 'due'") ","
     "        " TELL("due", " FROM ended e JOIN lockkeeper.run w ON w.job = e.job"
     "                         WHERE w.state = 'due'") ","
-    "        " TELL("end", " FROM ended WHERE origin = 'trigger'");
+    "        " TELL("end", " FROM ended WHERE origin = 'trigger'") ","
+    "        " REFUSED;
+enum { END_COUNT, END_AGAIN, END_REFUSED = 6 };
 static const Oid END_TYPES[] = {TYPE_INT8, TYPE_UUID, TYPE_TEXT,   TYPE_TEXT,   TYPE_TEXT,
                                 TYPE_TEXT, TYPE_TEXT, TYPE_TEXT,   TYPE_TEXT,   TYPE_TEXT,
                                 TYPE_FLOAT8, TYPE_FLOAT8, TYPE_FLOAT8};
@@ -219,6 +220,33 @@ static PGresult *end_with(Session *session, const StoreEnd *end, bool ascii, Err
     return result;
 }
 
+/* $1 run: runs after it that the queue had no room for are skipped. */
+static const char SKIP_FOLLOWERS_SQL[] =
+    "INSERT INTO lockkeeper.run (job, origin, slot, parent, state, reason, overlap, ended_at)"
+    " SELECT j.name, 'after', e.slot, e.id, 'skipped', 'busy', j.overlap, clock_timestamp()"
+    "   FROM lockkeeper.run e JOIN lockkeeper.job j"
+    "        ON j.follows = e.job AND j.enabled AND NOT j.gone"
+    "  WHERE e.id = $1 AND " FOLLOWS("e", "j")
+    "    AND NOT EXISTS (SELECT FROM lockkeeper.run t WHERE t.job = e.job AND t.origin = e.origin"
+    "          AND t.slot = e.slot AND t.attempt = e.attempt + 1 AND t.parent = e.parent)"
+    "  ORDER BY j.name"
+    " ON CONFLICT DO NOTHING";
+
+/* The run has ended, whatever comes now. */
+static void skip_refused_followers(Session *session, int64_t run)
+{
+    Statement statement = {
+        .sql = SKIP_FOLLOWERS_SQL,
+        .count = 1,
+        .types = (Oid[]){TYPE_INT8},
+        .values = (const char *[]){INTEGER(run)},
+        .constant = true,
+    };
+    Error ignored;
+
+    PQclear(transact(session, &statement, TRANSACT_WRITE, WAIT_CLEANUP, &ignored));
+}
+
 bool store_end(Session *session, const StoreEnd *end, bool *ended, int64_t *retry, Error *err)
 {
     PGresult *result = end_with(session, end, false, err);
@@ -227,9 +255,11 @@ bool store_end(Session *session, const StoreEnd *end, bool *ended, int64_t *retr
         result = end_with(session, end, true, err);
     if (result == NULL)
         return false;
-    *ended = field_integer(result, 0, 0) > 0;
+    *ended = field_integer(result, 0, END_COUNT) > 0;
     if (retry != NULL)
-        *retry = field_integer(result, 0, 1);
+        *retry = field_integer(result, 0, END_AGAIN);
+    if (field_boolean(result, 0, END_REFUSED))
+        skip_refused_followers(session, end->run);
     PQclear(result);
     return true;
 }
@@ -266,6 +296,30 @@ bool store_output(Session *session, int64_t run, const char *runner, const char 
     return false;
 }
 
+static const char TERMINATE_SQL[] =
+    "SELECT count(*), count(pg_terminate_backend(l.pid)) FROM pg_lock_status() l"
+    " WHERE l.locktype = 'advisory' AND l.granted AND l.objsubid = 1"
+    "   AND l.classid = " RUN_CLASSID " AND l.objid = " OBJID("$1")
+    "   AND l.database = (SELECT d.oid FROM pg_database d WHERE d.datname = current_database())";
+
+bool store_terminate(Session *session, int64_t run, bool *gone, Error *err)
+{
+    Statement statement = {
+        .sql = TERMINATE_SQL,
+        .count = 1,
+        .types = (Oid[]){TYPE_INT8},
+        .values = (const char *[]){INTEGER(run)},
+        .constant = true,
+    };
+    PGresult *result = transact(session, &statement, TRANSACT_READ, WAIT_CLEANUP, err);
+
+    if (result == NULL)
+        return false;
+    *gone = field_integer(result, 0, 0) == 0;
+    PQclear(result);
+    return true;
+}
+
 /* ---- runs without a runner ------------------------------------------------------------------- */
 
 /*
@@ -296,6 +350,7 @@ static const char LOOK_SQL[] =
     "), ended AS ("
     "  UPDATE lockkeeper.run r"
     "     SET state = 'lost', ended_at = clock_timestamp(),"
+    "         over_at = " UNTIL("r", "clock_timestamp()") ","
     "         error = 'its session and its worker are gone'"
     "    FROM locked l"
     "   WHERE l.state = 'running' AND r.id = l.id AND r.runner = l.runner AND r.state = l.state"
@@ -308,19 +363,20 @@ static const char LOOK_SQL[] =
     "), left_over AS ("
     "  DELETE FROM lockkeeper.runner n"
     "   WHERE NOT " HOLDS(RUNNER_CLASSID, OBJID("n.lock"))
-    "     AND n.last_seen < clock_timestamp() - '1 minute'::interval"
+    "     AND n.last_seen < now() - '1 minute'::interval"
     "     AND NOT EXISTS (SELECT FROM lockkeeper.run r"
     "           WHERE r.runner = n.uuid AND r.state IN " ACTIVE ")"
     "), unsaid AS ("
     "  DELETE FROM lockkeeper.run r"
     "   WHERE r.state = 'skipped' AND r.origin = 'schedule'"
-    "     AND r.slot > clock_timestamp() + '5 seconds'::interval"
+    "     AND r.slot > now() + '5 seconds'::interval"
     "), " FOLLOW
-    " SELECT " RUN_COLUMNS("e") ", " TELL("due", " FROM ended")
+    " SELECT " RUN_COLUMNS("e") ", " REFUSED ", " TELL("due", " FROM ended")
     "   FROM ended e"
     " UNION ALL"
-    " SELECT " RUN_COLUMNS("b") ", " TELL("due", " FROM back")
+    " SELECT " RUN_COLUMNS("b") ", false, " TELL("due", " FROM back")
     "   FROM back b";
+enum { LOOK_REFUSED = 9 };
 
 bool store_look(Session *session, StoreRuns *runs, Error *err)
 {
@@ -328,7 +384,13 @@ bool store_look(Session *session, StoreRuns *runs, Error *err)
     PGresult *result = transact(session, &statement, TRANSACT_WRITE, WAIT_NORMAL, err);
 
     *runs = (StoreRuns){0};
-    return result != NULL && runs_read(runs, result, NULL, err);
+    if (result == NULL || !runs_read(runs, result, NULL, err))
+        return false;
+    for (int i = 0; i < runs->count; i++) {
+        if (field_boolean(runs->result, i, LOOK_REFUSED))
+            skip_refused_followers(session, runs->runs[i].id);
+    }
+    return true;
 }
 
 /* A run that a newer one replaces has to end as well as one that is cancelled. */

@@ -43,6 +43,12 @@
     " ended_at = CASE WHEN r.cancel_at IS NOT NULL THEN clock_timestamp() END,"                    \
     " runner = NULL, host = NULL, claimed_at = NULL"
 
+/* Does the job j follow a run e that ended so? */
+#define FOLLOWS(e, j)                                                                              \
+    "CASE " j ".follows_on WHEN 'succeeded' THEN " e ".state = 'succeeded'"                        \
+    " WHEN 'failed' THEN " e ".state IN ('failed', 'timed_out', 'lost')"                           \
+    " ELSE " e ".state IN ('succeeded', 'failed', 'timed_out', 'lost', 'cancelled') END"
+
 /* Tell others, once, if `rows` has any. */
 #define TELL(what, rows) "(SELECT pg_notify('" STORE_CHANNEL "', '" what "')::text" rows " LIMIT 1)"
 
@@ -89,8 +95,10 @@
  * (retry_after: seconds; -1: never; -2: as the job's policy says) it makes
  *   again(id, follows): attempts that were inserted, and whose they are
  *   followed(id, job, state): runs of jobs that come after it
- * A run is over for those once no attempt is to come.
+ * A run is over for those once no attempt is to come. Where REFUSED, another host has queued a run of
+ * one of those jobs in the same instant: skip_refused_followers records what is missing.
  */
+#define REFUSED "(SELECT count(*) FROM decided) > (SELECT count(*) FROM followed)"
 #define RETRY_MAX "86400"
 #define FOLLOW                                                                                     \
     "retried AS ("                                                                                 \
@@ -116,9 +124,7 @@
     "         false AS catches_up, NULL::text AS skip, j.paused"                                   \
     "    FROM ended e JOIN lockkeeper.job j ON j.follows = e.job AND j.enabled AND NOT j.gone"     \
     "   WHERE NOT EXISTS (SELECT FROM retried t WHERE t.id = e.id)"                                \
-    "     AND CASE j.follows_on WHEN 'succeeded' THEN e.state = 'succeeded'"                       \
-    "           WHEN 'failed' THEN e.state IN ('failed', 'timed_out', 'lost')"                     \
-    "           ELSE e.state IN ('succeeded', 'failed', 'timed_out', 'lost', 'cancelled') END"     \
+    "     AND " FOLLOWS("e", "j")                                                                  \
     "), " DECIDE ", followed AS ("                                                                 \
     "  INSERT INTO lockkeeper.run AS r"                                                            \
     "         (job, origin, slot, parent, state, reason, overlap, ended_at)"                       \

@@ -6,6 +6,7 @@
 #include "pg/wait.h"
 #include "runner/bell.h"
 #include "runner/due.h"
+#include "runner/http.h"
 #include "runner/link.h"
 #include "runner/pool.h"
 #include "runner/survey.h"
@@ -30,6 +31,7 @@ enum {
     MEASURE_US = 60000000,  /* runner.md 5 */
     RECORD_US = 3600 * 1000000L,
     PRUNE_US = 600 * 1000000L,
+    PRUNE_PAUSE_US = 2000, /* between batches */
     END_US = 5000000, /* beyond drain and grace: then processes are killed */
     EXIT_LOADING = 2,
 };
@@ -44,16 +46,22 @@ typedef struct {
     Pool *pool;
     json_t *settings;
     Watch *watch; /* NULL: files are not watched */
+    Metrics *metrics; /* these three: NULL: nobody listens */
+    Sampler *sampler;
+    Http *http;
     char host[256];
     bool older_zones;  /* another supervisor has newer time-zone data */
     bool waiting;      /* there may be rows to be taken */
     bool has_finish;   /* jobs whose schedule counts from their last end */
+    bool has_replace;  /* jobs of which a newer run replaces one at work */
     bool linked_once;
     bool draining, ending;
     int told;          /* how often it was told to end */
     int exit_code;
+    PQExpBufferData pruned_to; /* up to which job history was pruned */
+    bool prune_more;
     /* each rung for the fiber that waits on it */
-    Bell tick, take, look, reload, requests, stop;
+    Bell tick, take, look, count, chores, reload, requests, stop;
 } Supervisor;
 
 /* ---- what the database knows of the jobs ------------------------------------------------------ */
@@ -133,13 +141,40 @@ static bool record_jobs(Supervisor *s, Session *session, Error *err)
     return ok;
 }
 
+/* Nobody remembers them: they have no past. */
+static void learn_of_none(Supervisor *s)
+{
+    const StoreFacts facts = {
+        .known = true,
+        .since_us = s->link.serving_since_us,
+        .newest_us = STORE_NO_TIME,
+        .last_end_us = STORE_NO_TIME,
+    };
+
+    for (size_t i = 0; i < s->jobs.count; i++) {
+        Job *job = s->jobs.jobs[i];
+
+        job->due.catchup = CATCHUP_NONE;
+        if (is_unknown(job))
+            learn(job, &facts, s->link.serving_since_us);
+        job->due.at_work = pool_has(s->pool, job->record.name);
+    }
+}
+
 /* Record the jobs and learn what is known of those that are new to us. With the jobs' turn. */
 static bool introduce_jobs(Supervisor *s, Session *session, Error *err)
 {
-    s->has_finish = false;
-    for (size_t i = 0; i < s->jobs.count; i++)
-        s->has_finish = s->has_finish || counts_from_finish(s->jobs.jobs[i]);
-    return record_jobs(s, session, err) && ask_facts(s, session, is_unknown, err);
+    s->has_finish = s->has_replace = false;
+    for (size_t i = 0; i < s->jobs.count; i++) {
+        const Job *job = s->jobs.jobs[i];
+
+        s->has_finish = s->has_finish || counts_from_finish(job);
+        s->has_replace = s->has_replace || job->record.overlap == OVERLAP_REPLACE;
+    }
+    if (!s->options.stateless)
+        return record_jobs(s, session, err) && ask_facts(s, session, is_unknown, err);
+    learn_of_none(s);
+    return true;
 }
 
 /* ---- claimed runs ----------------------------------------------------------------------------- */
@@ -161,9 +196,12 @@ static void hand_out(Supervisor *s, Session *session, const StoreRuns *runs)
         const StoreRun *run = &runs->runs[i];
         Job *job = job_set_find(&s->jobs, run->job);
 
-        if (job == NULL || !pool_assign(s->pool, run, job, s->link.runner.uuid))
+        if (job == NULL || !pool_assign(s->pool, run, job, s->link.runner.uuid)) {
             give_back(s, session, run);
-        else if (counts_from_finish(job))
+            continue;
+        }
+        metrics_claimed(s->metrics, link_now(&s->link) - run->due_us);
+        if (counts_from_finish(job))
             job->due.at_work = true;
     }
 }
@@ -266,29 +304,88 @@ static void note_slots(const Supervisor *s, const Due *due)
     }
 }
 
+/* Without rows: begin slots that wait here, as far as there are workers. */
+static void begin_waiting(Supervisor *s)
+{
+    s->waiting = false;
+    for (size_t i = 0; i < s->jobs.count; i++) {
+        Job *job = s->jobs.jobs[i];
+        StoreRun run = {
+            .job = job->record.name,
+            .origin = job->schedule.kind == SCHEDULE_START ? ORIGIN_START : ORIGIN_SCHEDULE,
+            .slot_us = job->waits_us,
+            .attempt = 1,
+        };
+
+        if (job->waits_us == STORE_NO_TIME)
+            continue;
+        if (pool_assign(s->pool, &run, job, s->link.runner.uuid)) {
+            metrics_claimed(s->metrics, link_now(&s->link) - run.slot_us);
+            job->waits_us = STORE_NO_TIME;
+            job->due.at_work = true;
+        } else {
+            s->waiting = true;
+        }
+    }
+}
+
+/* Without rows: what is due waits here until there is a worker. */
+static void begin_slots(Supervisor *s, const Due *due)
+{
+    for (size_t i = 0; i < due->count; i++) {
+        const StoreSlot *slot = &due->slots[i];
+        Job *job = job_set_find(&s->jobs, slot->job);
+        bool is_busy = job->waits_us != STORE_NO_TIME ||
+                       (slot->overlap != OVERLAP_ALLOW && pool_has(s->pool, slot->job));
+
+        if (slot->skip == NULL && !is_busy) {
+            job->waits_us = slot->slot_us;
+            continue;
+        }
+        metrics_ended(s->metrics, slot->job, RUN_SKIPPED, -1, -1);
+        log_write(LOG_INFO, "a slot was skipped",
+                  (LogField[]){{.name = "job", .value = slot->job},
+                               {.name = "reason", .value = slot->skip != NULL ? slot->skip : "busy"},
+                               {0}});
+    }
+    begin_waiting(s);
+}
+
+static bool claim_slots(Supervisor *s, Session *session, const Due *due, Error *err)
+{
+    StoreRuns claimed = {0};
+    StoreTally tally = {0};
+
+    if (!store_claim(session, &s->link.runner, due->slots, (int)due->count, pool_free_workers(s->pool),
+                     &claimed, &tally, err))
+        return false;
+    hand_out(s, session, &claimed);
+    for (int i = claimed.count; i < claimed.count + claimed.skipped; i++)
+        metrics_ended(s->metrics, claimed.runs[i].job, RUN_SKIPPED, -1, -1);
+    if (tally.due > 0) {
+        s->waiting = true;
+        bell_ring(&s->take);
+    }
+    store_runs_clear(&claimed);
+    return true;
+}
+
 static bool claim(Supervisor *s, Session *session, Error *err)
 {
     int64_t now_us = link_now(&s->link);
-    StoreRuns claimed = {0};
-    StoreTally tally = {0};
     Due due = {0};
     bool ok = list_due(s, &due, now_us, err);
 
     if (ok && due.count > 0) {
-        ok = store_claim(session, &s->link.runner, due.slots, (int)due.count,
-                         pool_free_workers(s->pool), &claimed, &tally, err);
-        if (ok) {
-            hand_out(s, session, &claimed);
+        if (s->options.stateless)
+            begin_slots(s, &due);
+        else
+            ok = claim_slots(s, session, &due, err);
+        if (ok)
             note_slots(s, &due);
-        }
-        if (tally.due > 0) {
-            s->waiting = true;
-            bell_ring(&s->take);
-        }
     }
     if (ok)
         note_listed(&due, now_us);
-    store_runs_clear(&claimed);
     free(due.slots);
     free(due.jobs);
     free(due.until_us);
@@ -366,8 +463,13 @@ static bool take_rows(Supervisor *s, Session *session, Error *err)
     const char **names = NULL;
     int count = 0;
     int workers = pool_free_workers(s->pool);
-    bool ok = store_waiting(session, &waiting, err);
+    bool ok;
 
+    if (s->options.stateless) {
+        begin_waiting(s);
+        return true;
+    }
+    ok = store_waiting(session, &waiting, err);
     if (!ok)
         return false;
     s->waiting = waiting.count > 0;
@@ -417,14 +519,20 @@ static void take_main(void *argument)
 
 static bool take_requests(Supervisor *s, Session *session, Error *err)
 {
-    StoreRuns runs = {0};
+    StoreRunner runner = s->link.runner;
+    const char *uuid;
 
-    if (!store_requests(session, &s->link.runner, &runs, err))
-        return false;
-    for (int i = 0; i < runs.count; i++)
-        pool_cancel(s->pool, runs.runs[i].id,
-                    strcmp(runs.runs[i].reason, "replaced") == 0 ? "replaced" : "cancelled");
-    store_runs_clear(&runs);
+    for (int index = 0; (uuid = pool_runner(s->pool, index)) != NULL; index++) {
+        StoreRuns runs = {0};
+
+        text_copy(runner.uuid, sizeof runner.uuid, uuid);
+        if (!store_requests(session, &runner, &runs, err))
+            return false;
+        for (int i = 0; i < runs.count; i++)
+            pool_cancel(s->pool, runs.runs[i].id,
+                        strcmp(runs.runs[i].reason, "replaced") == 0 ? "replaced" : "cancelled");
+        store_runs_clear(&runs);
+    }
     return true;
 }
 
@@ -441,7 +549,7 @@ static void requests_main(void *argument)
     }
 }
 
-static void log_found(const StoreRun *run)
+static void note_found(const Supervisor *s, const StoreRun *run)
 {
     char id[TEXT_INTEGER_SIZE];
 
@@ -450,6 +558,8 @@ static void log_found(const StoreRun *run)
                            {.name = "run", .value = text_integer(id, run->id), .bare = true},
                            {.name = "state", .value = RUN_STATE_NAMES[run->state]},
                            {0}});
+    if (run->state != RUN_DUE)
+        metrics_ended(s->metrics, run->job, run->state, -1, -1);
 }
 
 static bool look(Supervisor *s, Session *session, Error *err)
@@ -459,7 +569,7 @@ static bool look(Supervisor *s, Session *session, Error *err)
     if (!store_look(session, &runs, err))
         return false;
     for (int i = 0; i < runs.count; i++)
-        log_found(&runs.runs[i]);
+        note_found(s, &runs.runs[i]);
     if (runs.count > 0) {
         s->waiting = true;
         bell_ring(&s->take);
@@ -474,6 +584,8 @@ static bool check_zones(Supervisor *s, Session *session, Error *err)
     char newest[64];
     bool older;
 
+    if (s->options.stateless)
+        return true;
     if (!store_newest_zones(session, newest, sizeof newest, err))
         return false;
     older = strcmp(newest, own) > 0;
@@ -488,13 +600,10 @@ static bool check_zones(Supervisor *s, Session *session, Error *err)
 
 static bool keep_alive(Supervisor *s, Session *session, Error *err)
 {
-    if (!store_beat(session, &s->link.runner, err) || !check_zones(s, session, err) ||
-        !look(s, session, err))
-        return false;
-    if (!s->has_finish)
-        return true;
-    bell_ring(&s->tick);
-    return ask_facts(s, session, counts_from_finish, err);
+    if (s->has_finish)
+        bell_ring(&s->count);
+    return store_beat(session, &s->link.runner, err) && check_zones(s, session, err) &&
+           look(s, session, err);
 }
 
 static void look_main(void *argument)
@@ -512,6 +621,46 @@ static void look_main(void *argument)
         if (s->link.serving)
             with_link(s, "runs could not be looked at", keep_alive);
         deadline_us = clock_deadline(LOOK_US);
+    }
+}
+
+/* ---- slots that are counted from the end of the last run (3) --------------------------------------- */
+
+/* Without rows: only what runs here counts. */
+static void count_own(Supervisor *s)
+{
+    for (size_t i = 0; i < s->jobs.count; i++) {
+        Job *job = s->jobs.jobs[i];
+
+        if (job->due.at_work && job->waits_us == STORE_NO_TIME && !pool_has(s->pool, job->record.name)) {
+            job->due.at_work = false;
+            job->due.last_end_us = link_now(&s->link);
+            if (counts_from_finish(job))
+                job->due_us = 0;
+        }
+    }
+}
+
+static bool count_on(Supervisor *s, Session *session, Error *err)
+{
+    bell_ring(&s->tick);
+    if (s->options.stateless) {
+        count_own(s);
+        return true;
+    }
+    return ask_facts(s, session, counts_from_finish, err);
+}
+
+static void count_main(void *argument)
+{
+    Supervisor *s = argument;
+
+    for (;;) {
+        bell_wait(&s->count, CLOCK_NEVER);
+        if (s->ending)
+            return;
+        if (s->link.serving)
+            with_link(s, "the ends of jobs could not be read", count_on);
     }
 }
 
@@ -544,13 +693,31 @@ static bool measure(Supervisor *s, Session *session, Error *err)
     return true;
 }
 
+/* One batch. */
 static bool prune(Supervisor *s, Session *session, Error *err)
 {
     int64_t pruned;
-    bool more = true;
 
-    while (more && !s->draining) {
-        if (!store_prune(session, s->options.keep_us, s->options.keep_runs, &pruned, &more, err))
+    return store_prune(session, s->options.keep_us, s->options.keep_runs, &s->pruned_to,
+                       &s->prune_more, &pruned, err);
+}
+
+/* All of it; others take their turns between batches. */
+static bool prune_history(Supervisor *s)
+{
+    resetPQExpBuffer(&s->pruned_to);
+    do {
+        if (!with_link(s, "history could not be pruned", prune))
+            return false;
+        wait_for(NULL, 0, clock_deadline(PRUNE_PAUSE_US), WAIT_NORMAL);
+    } while (s->prune_more && !s->draining);
+    return true;
+}
+
+static bool all_are_known(const Supervisor *s)
+{
+    for (size_t i = 0; i < s->jobs.count; i++) {
+        if (is_unknown(s->jobs.jobs[i]))
             return false;
     }
     return true;
@@ -562,15 +729,18 @@ static void chores_main(void *argument)
     int64_t prune_us = clock_deadline(MEASURE_US / 2), record_us = clock_deadline(RECORD_US);
 
     for (;;) {
-        bell_wait(&s->stop, clock_deadline(MEASURE_US));
+        bell_wait(&s->chores, clock_deadline(MEASURE_US));
         if (s->ending)
             return;
         if (!s->link.serving)
             continue;
         with_link(s, "the clock could not be measured", measure);
-        if (clock_monotonic_us() >= prune_us && with_link(s, "history could not be pruned", prune))
+        if (s->options.stateless)
+            continue;
+        if (clock_monotonic_us() >= prune_us && prune_history(s))
             prune_us = clock_deadline(PRUNE_US);
-        if (clock_monotonic_us() >= record_us && with_link(s, "jobs could not be recorded", record_jobs))
+        if ((clock_monotonic_us() >= record_us || !all_are_known(s)) &&
+            with_link(s, "jobs could not be recorded", introduce_jobs))
             record_us = clock_deadline(RECORD_US);
     }
 }
@@ -608,6 +778,7 @@ static void reload(Supervisor *s)
         log_trouble("the files could not be read anew: all jobs stay as they were", &err);
     } else {
         log_jobs("the files were read anew", s, survey_faults(found));
+        pool_renew(s->pool);
         if (s->link.serving)
             with_link(s, "jobs could not be recorded", introduce_jobs);
         bell_ring(&s->tick);
@@ -660,13 +831,15 @@ static void hear(Supervisor *s, const char *news)
     if (strcmp(news, "due") == 0) {
         s->waiting = true;
         bell_ring(&s->take);
+        if (s->has_replace)
+            bell_ring(&s->requests);
     } else if (strcmp(news, "cancel") == 0) {
         bell_ring(&s->requests);
     } else if (strcmp(news, "job") == 0) {
         s->waiting = true;
         bell_ring(&s->take);
     } else if (strcmp(news, "end") == 0 && s->has_finish) {
-        bell_ring(&s->look);
+        bell_ring(&s->count);
     }
 }
 
@@ -717,7 +890,7 @@ static bool begin_serving(Supervisor *s, Error *err)
     s->linked_once = true;
     s->waiting = true;
     log_write(LOG_INFO, "serving",
-              (LogField[]){{.name = "runner", .value = s->link.runner.uuid}, {0}});
+              (LogField[]){{.name = "runner", .value = s->options.stateless ? NULL : s->link.runner.uuid}, {0}});
     bell_ring(&s->tick);
     bell_ring(&s->take);
     bell_ring(&s->look);
@@ -770,6 +943,80 @@ static void link_main(void *argument)
     }
 }
 
+/* ---- HTTP (29) -------------------------------------------------------------------------------------- */
+
+static void look_for_metrics(void *argument, Metrics *metrics, MetricsNow *now)
+{
+    const Supervisor *s = argument;
+
+    metrics_begin_jobs(metrics);
+    for (size_t i = 0; i < s->jobs.count; i++) {
+        const Job *job = s->jobs.jobs[i];
+
+        metrics_job(metrics, job->record.name,
+                    job->enabled && job->scheduled ? job->due_us : SCHEDULE_NEVER);
+    }
+    *now = (MetricsNow){
+        .linked = s->link.serving,
+        .workers = s->options.workers,
+        .busy_workers = pool_busy_workers(s->pool),
+    };
+}
+
+static const char *why_unready(void *argument)
+{
+    const Supervisor *s = argument;
+
+    if (s->draining)
+        return "ending";
+    if (!s->link.serving)
+        return s->linked_once ? "the link to the database is lost" : "not linked to the database yet";
+    return NULL;
+}
+
+static bool open_http(Supervisor *s, Error *err)
+{
+    HttpSpec spec = {
+        .listen = s->options.listen,
+        .supervisor = s,
+        .look = look_for_metrics,
+        .unready = why_unready,
+    };
+
+    if (spec.listen == NULL)
+        return true;
+    s->metrics = spec.metrics = metrics_new();
+    if (s->metrics == NULL)
+        return error_set(err, ERROR_USAGE, "out of memory");
+    s->sampler = spec.sampler = sampler_new(s->options.conninfo, !s->options.stateless, err);
+    if (s->sampler == NULL)
+        return false;
+    s->http = http_open(&spec, err);
+    return s->http != NULL;
+}
+
+static void close_http(Supervisor *s)
+{
+    http_close(s->http);
+    sampler_free(s->sampler);
+    metrics_free(s->metrics);
+}
+
+static void http_main(void *argument)
+{
+    http_serve(((Supervisor *)argument)->http);
+}
+
+static void scrape_main(void *argument)
+{
+    http_scrape(((Supervisor *)argument)->http);
+}
+
+static void sample_main(void *argument)
+{
+    sampler_run(((Supervisor *)argument)->sampler);
+}
+
 /* ---- signals ------------------------------------------------------------------------------------- */
 
 static int signals_fd = -1;
@@ -815,25 +1062,30 @@ typedef struct {
     void (*run)(void *);
     Fiber *fiber;
     bool cancelled; /* to end, its waits must be cut short */
+    bool of_rows;   /* there is nothing to do where there are none */
 } Concern;
 
 static Concern concerns[] = {
     {.run = link_main, .cancelled = true},
     {.run = tick_main},
     {.run = take_main},
-    {.run = requests_main},
-    {.run = look_main},
+    {.run = requests_main, .of_rows = true},
+    {.run = look_main, .of_rows = true},
+    {.run = count_main},
     {.run = chores_main},
     {.run = reload_main, .cancelled = true},
     {.run = signals_main, .cancelled = true},
     {.run = watch_main, .cancelled = true},
+    {.run = http_main, .cancelled = true},
+    {.run = scrape_main, .cancelled = true},
+    {.run = sample_main, .cancelled = true},
 };
 
 enum { CONCERNS = sizeof concerns / sizeof concerns[0] };
 
 static Bell *const *all_bells(Supervisor *s, size_t *count)
 {
-    static Bell *bells[6];
+    static Bell *bells[8];
 
     bells[0] = &s->tick;
     bells[1] = &s->take;
@@ -841,6 +1093,8 @@ static Bell *const *all_bells(Supervisor *s, size_t *count)
     bells[3] = &s->reload;
     bells[4] = &s->requests;
     bells[5] = &s->stop;
+    bells[6] = &s->count;
+    bells[7] = &s->chores;
     *count = sizeof bells / sizeof bells[0];
     return bells;
 }
@@ -904,10 +1158,19 @@ static void end_concerns(Supervisor *s)
     }
 }
 
+static bool is_wanted(const Supervisor *s, void (*run)(void *))
+{
+    if (run == watch_main)
+        return s->watch != NULL;
+    return s->http != NULL || (run != http_main && run != scrape_main && run != sample_main);
+}
+
 static bool start_concerns(Supervisor *s, Error *err)
 {
     for (size_t i = 0; i < CONCERNS; i++) {
-        if (concerns[i].run == watch_main && s->watch == NULL)
+        if (!is_wanted(s, concerns[i].run))
+            continue;
+        if (concerns[i].of_rows && s->options.stateless)
             continue;
         if (!fiber_start(&concerns[i].fiber, concerns[i].run, s, err))
             return false;
@@ -953,7 +1216,8 @@ static bool prepare(Supervisor *s, Error *err)
         return false;
     runner.zones = zones_version(s->zones);
     runner.workers = s->options.workers;
-    return link_init(&s->link, s->options.conninfo, &runner, err) && open_signals(err);
+    return link_init(&s->link, s->options.conninfo, s->options.stateless, &runner, err) &&
+           open_signals(err) && open_http(s, err);
 }
 
 static void release(Supervisor *s)
@@ -961,11 +1225,13 @@ static void release(Supervisor *s)
     size_t count;
     Bell *const *bells = all_bells(s, &count);
 
+    close_http(s);
     link_free(&s->link);
     watch_close(s->watch);
     job_set_clear(&s->jobs);
     zones_free(s->zones);
     json_decref(s->settings);
+    termPQExpBuffer(&s->pruned_to);
     for (size_t i = 0; i < count; i++)
         bell_close(bells[i]);
     if (signals_fd >= 0)
@@ -980,8 +1246,10 @@ static void serve(Supervisor *s)
         .warm = s->options.warm,
         .settings = s->settings,
         .link = &s->link,
+        .metrics = s->metrics,
         .freed = &s->take,
         .lost = &s->look,
+        .counted = &s->count,
     };
 
     s->pool = pool_new(&spec, &err);
@@ -1005,7 +1273,11 @@ int supervisor_run(const SupervisorOptions *options)
 {
     Supervisor s = {
         .options = *options,
-        .files = {.config = options->config, .paths = options->paths},
+        .files = {
+            .stateless = options->stateless,
+            .config = options->config,
+            .paths = options->paths,
+        },
     };
     size_t count;
     Bell *const *bells = all_bells(&s, &count);
@@ -1013,6 +1285,7 @@ int supervisor_run(const SupervisorOptions *options)
 
     for (size_t i = 0; i < count; i++)
         bells[i]->fd = -1;
+    initPQExpBuffer(&s.pruned_to);
     s.link.lost.fd = -1;
     if (wait_interrupted() != 0)
         return 128 + wait_interrupted();

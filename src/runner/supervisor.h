@@ -20,7 +20,9 @@ typedef struct {
     const char *log_level, *log_format; /* for the workers; NULL: the defaults */
     int workers;              /* 0: twice the cores */
     int warm;
+    const char *listen;       /* for HTTP (http.h); NULL: nowhere */
     bool watch;
+    bool stateless;           /* no rows: each slot runs here, under its guards (runner.md 28) */
     int64_t drain_us;
     int64_t keep_us;          /* history; DURATION_ENDLESS: no limit */
     int keep_runs;            /* 0: no limit */

@@ -186,6 +186,7 @@ static void take_over(Job *job, const Job *old)
 
     job->paused = old->paused;
     job->started = old->started;
+    job->waits_us = old->waits_us;
     if (schedule == NULL || before == NULL || strcmp(schedule, before) != 0)
         return;
     job->known = old->known;
@@ -325,11 +326,13 @@ static const char **argv_of(const SurveySpec *spec)
 
     while (spec->paths[count] != NULL)
         count++;
-    argv = calloc(count + 6, sizeof *argv);
+    argv = calloc(count + 7, sizeof *argv);
     if (argv == NULL)
         return NULL;
     argv[at++] = "/proc/self/exe";
     argv[at++] = "survey";
+    if (spec->stateless)
+        argv[at++] = "--stateless";
     if (spec->config != NULL) {
         argv[at++] = "--config";
         argv[at++] = spec->config;

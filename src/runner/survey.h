@@ -22,6 +22,7 @@ Job *job_set_find(const JobSet *set, const char *name);
 void job_set_clear(JobSet *set);
 
 typedef struct {
+    bool stateless;           /* what needs rows is a fault */
     const char *config;       /* NULL: where it is looked for */
     const char *const *paths; /* ends with NULL */
 } SurveySpec;

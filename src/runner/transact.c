@@ -7,6 +7,8 @@
 #define SETTINGS                                                                                   \
     SET("search_path", "pg_catalog, pg_temp") ", "                                                 \
     SET("lock_timeout", "10s") ", "                                                                \
+    SET("statement_timeout", "60s") ", "                                                           \
+    SET("array_nulls", "on") ", "                                                                  \
     SET("extra_float_digits", "1")
 #define DURABLE                                                                                    \
     "CASE WHEN pg_catalog.current_setting('synchronous_commit')"                                   \
@@ -27,15 +29,17 @@ static const char *const SETTINGS_SQL[] = {
                        SET("plan_cache_mode", "force_generic_plan") ", " SET("jit", "off"),
 };
 
+static const char ROLE_SQL[] = "SET LOCAL role TO DEFAULT";
 static const char COMMIT_SQL[] = "COMMIT";
 
-enum { BEGIN, SETTING, WORK, COMMIT, COUNT };
+enum { BEGIN, ROLE, SETTING, WORK, COMMIT, COUNT };
 
 PGresult *transact(Session *session, const Statement *statement, TransactKind kind, WaitMode mode,
                    Error *err)
 {
     Statement statements[COUNT] = {
         [BEGIN] = {.sql = BEGIN_SQL[kind], .constant = true},
+        [ROLE] = {.sql = ROLE_SQL, .constant = true},
         [SETTING] = {.sql = SETTINGS_SQL[kind], .constant = true},
         [WORK] = *statement,
         [COMMIT] = {.sql = COMMIT_SQL, .constant = true},

@@ -8,15 +8,17 @@ local failure = require "lockkeeper.cli.failure"
 local files = require "lockkeeper.load"
 local host = require "lockkeeper.host"
 local script = require "lockkeeper.cli.script"
+local stateless = require "lockkeeper.stateless"
 
 local describe = {}
 
 describe.spec = {
-  usage = "lockkeeper describe FILE [--fd N]",
+  usage = "lockkeeper describe FILE [--fd N] [--stateless]",
   summary = "Tells what a file defines, as JSON on the descriptor N. Other commands call this one.",
   operands = { min = 1, max = 1, name = "FILE" },
   options = {
     { "--fd", value = "N", key = "fd", kind = "integer", from = 0, to = 1000000, help = "default 3" },
+    { "--stateless", key = "stateless", help = "what needs the state tables is a fault" },
   },
   own_config = true,
 }
@@ -147,6 +149,9 @@ function describe.main(values, operands)
   local text, fault = load_file(path, function() return open_job_file(path) end, "it")
   add(set, fault)
   definition.check_sessions(set)
+  if values.stateless then
+    stateless.check(set)
+  end
   definition.finish()
   host.memory_limit(nil)
   table.move(set.faults, 1, #set.faults, #before.faults + 1, before.faults)

@@ -76,12 +76,12 @@ local function show_output(path, output)
 end
 
 -- Their descriptions, in order. What the files print is shown, since it may tell what is wrong.
-local function descriptions_of(files, named)
+local function descriptions_of(files, named, how)
   local descriptions, outputs = {}, {}
   tasks({ max = AT_ONCE }, function(spawn)
     for i, path in ipairs(files) do
       spawn(function()
-        descriptions[i], outputs[i] = describe.file(path, named)
+        descriptions[i], outputs[i] = describe.file(path, named, how)
       end)
     end
   end)
@@ -154,10 +154,11 @@ end
 --- Describe the files, or all *.lua of folders; `named`: the configuration, where it is named.
 ---@param paths string[]
 ---@param named? string
+---@param how? { stateless?: boolean }
 ---@return Found
-function described.load(paths, named)
+function described.load(paths, named, how)
   local files = files_of(paths, configuration_path(named))
-  local descriptions = descriptions_of(files, named)
+  local descriptions = descriptions_of(files, named, how)
   local jobs, faults, add = {}, new_faults()
   for _, description in ipairs(descriptions) do
     for _, fault in ipairs(description.faults) do

@@ -22,6 +22,11 @@ serve.spec = {
     { "--watch", key = "watch", help = "read files anew when they change" },
     { "--drain", value = "D", key = "drain", kind = "duration",
       help = "how long runs have to finish at the end; default 30s" },
+    { "--stateless", key = "stateless",
+      help = "no state tables: guards only, so that each host runs each slot for which it gets them" },
+    { "--listen", value = "ADDR", key = "listen",
+      help = "answer HTTP there: /metrics (for Prometheus), /healthz, /readyz; as in 127.0.0.1:9187, "
+        .. "[::1]:9187, or :9187 for all addresses" },
     { "--keep", value = "D", key = "keep", kind = "duration", help = "history; default 30d" },
     { "--keep-runs", value = "N", key = "keep_runs", kind = "integer", from = 1, to = 1000000,
       help = "of each job; default 1000" },
@@ -48,8 +53,8 @@ end
 function serve.main(values, operands)
   host.serve {
     conninfo = conninfo(values), config = values.config, paths = operands,
-    log_level = values.log_level, log_format = values.log_format,
-    workers = values.workers, warm = values.warm, watch = values.watch,
+    log_level = values.log_level, log_format = values.log_format, listen = values.listen,
+    workers = values.workers, warm = values.warm, watch = values.watch, stateless = values.stateless,
     drain = otherwise(values.drain, DRAIN), keep = otherwise(values.keep, KEEP),
     keep_runs = otherwise(values.keep_runs, KEEP_RUNS),
   }

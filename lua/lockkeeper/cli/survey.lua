@@ -15,10 +15,12 @@ local host = require "lockkeeper.host"
 local survey = {}
 
 survey.spec = {
-  usage = "lockkeeper survey PATH...",
+  usage = "lockkeeper survey [--stateless] PATH...",
   summary = "Tells which jobs files define, as lines of JSON. The supervisor calls this one.",
   operands = { min = 1, name = "PATH" },
-  options = {},
+  options = {
+    { "--stateless", key = "stateless", help = "what needs the state tables is a fault" },
+  },
   own_config = true,
 }
 
@@ -54,7 +56,7 @@ local function text_of(path, sha256)
 end
 
 function survey.main(values, operands)
-  local found = described.load(operands, values.config)
+  local found = described.load(operands, values.config, { stateless = values.stateless })
   local places = places_of(found.faults)
   for i, description in ipairs(found.descriptions) do
     local broken = is_broken(description, places)

@@ -82,7 +82,7 @@ local function find_job(request)
 end
 
 local function log_failure(request, message)
-  core.log("error", "job failed", { "job", "run", "error" }, { request.job, tostring(request.id), message })
+  core.log("error", "job failed", { "job", "error" }, { request.job, message })
 end
 
 -- Do one run, and say how it ended.
@@ -96,15 +96,17 @@ local function execute(request)
     return say { ended = { state = "failed", reason = "load", error = message, written = false,
       reusable = false } }
   end
-  local book = ledger.new(request, say)
+  local book = request.id and ledger.new(request, say)
   local outcome = worker.run(job, {
     slot = request.slot_us % 1000000 == 0 and request.slot_us // 1000000 or request.slot_us / 1e6,
     attempt = request.attempt, run_id = request.id, output = "log", ledger = book,
   })
+  local written = not book or book.written
   host.work_accept(false)
-  say { ended = { state = outcome.state, reason = outcome.reason, written = book.written,
-    error = outcome.error and tostring(outcome.error.message),
-    reusable = REUSABLE[outcome.state] and book.written } }
+  local err = outcome.error or {}
+  say { ended = { state = outcome.state, reason = outcome.reason, written = written,
+    error = outcome.error and tostring(err.message), kind = err.kind, sqlstate = err.sqlstate,
+    detail = err.detail, waited = outcome.waited, ran = outcome.ran, reusable = REUSABLE[outcome.state] and written } }
 end
 
 function work.main(values)
