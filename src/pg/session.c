@@ -159,6 +159,21 @@ static void connect_dispose(void *argument)
     free(connecting);
 }
 
+/*
+ * To log in, a session reads catalogs: one that somebody holds ACCESS EXCLUSIVE keeps all new ones
+ * waiting, however well the server is (locks.md 8). libpq gives up first, else the server does.
+ */
+static bool hint_at_timeout(Error *err)
+{
+    if (strstr(err->message, "timeout expired") == NULL &&
+        strstr(err->message, "authentication due to timeout") == NULL)
+        return false;
+    return error_hint(err, "Nobody answers there, the server is overloaded, or a session holds "
+                           "ACCESS EXCLUSIVE on a catalog that logging in reads (pg_authid, "
+                           "pg_database, pg_class ...): then a session that is open already can "
+                           "find it in pg_locks and end it.");
+}
+
 static bool connect_session(Session *session, Error *err)
 {
     Connecting *connecting;
@@ -185,7 +200,8 @@ static bool connect_session(Session *session, Error *err)
     if (PQstatus(session->conn) == CONNECTION_OK)
         return true;
     conninfo_redact(PQerrorMessage(session->conn), session->conninfo, shown, sizeof shown);
-    return error_set(err, ERROR_CONNECTION, "%s", shown[0] == '\0' ? "out of memory" : shown);
+    error_set(err, ERROR_CONNECTION, "%s", shown[0] == '\0' ? "out of memory" : shown);
+    return hint_at_timeout(err);
 }
 
 static bool ask_who(Session *session, Error *err)

@@ -23,7 +23,7 @@ db.spec = {
     "Exit code: 0; status: 0 it runs, 3 it does not; 69 it could not be started or stopped.",
   },
   rest = true,
-  operands = { min = 1, name = "start, stop, status, url or psql" },
+  operands = { min = 1, name = "start, stop, status, url or psql", choices = ACTIONS },
   options = {},
   is_local = true,
 }

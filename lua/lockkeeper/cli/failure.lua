@@ -64,6 +64,8 @@ local function text_of(value)
   if meta and rawget(meta, "__tostring") then
     local ok, text = pcall(tostring, value)
     return ok and text or format("the script raised a %s whose __tostring fails: %s", kind, text_of(text))
+  elseif kind == "table" and type(rawget(value, "message")) == "string" then
+    return rawget(value, "message")
   elseif kind == "table" or kind == "userdata" then
     return format("the script raised a %s without __tostring", kind)
   end
@@ -93,11 +95,10 @@ end
 function failure.show(err)
   local text, traceback = failure.text(err), type(err) == "table" and err.traceback
   failure.say(text)
-  if failure.is_ours(err) then
-    for _, field in ipairs { "detail", "hint", "statement" } do
-      if type(err[field]) == "string" then
-        show_field(field, err[field])
-      end
+  for _, field in ipairs { "detail", "hint", "statement" } do
+    local value = type(err) == "table" and rawget(err, field)
+    if type(value) == "string" then
+      show_field(field, value)
     end
   end
   -- One line that the text names already says nothing more.

@@ -7,7 +7,9 @@ local options = require "lockkeeper.cli.options"
 local target = require "lockkeeper.cli.target"
 require "lockkeeper" -- which tells what is left out of tracebacks, where a script does not
 
-local COMMANDS = { "run", "exec", "serve", "check", "next", "ls", "key", "who", "init", "db" }
+local COMMANDS = { "run", "exec", "serve", "jobs", "trigger", "pause", "resume", "cancel", "history",
+  "check", "next", "ls", "tree", "analyze", "key", "who", "init", "db",
+  "completion" }
 
 -- Those that commands call, not people.
 local INTERNAL = { describe = true, survey = true, work = true }
@@ -23,13 +25,21 @@ Runs Lua scripts and commands under PostgreSQL's locks.
   run FILE [ARG...]        runs a Lua script
   exec --lock ID -- CMD    holds a lock while a command runs
   serve PATH...            runs jobs by their schedules, each slot once over all hosts
+  jobs [PATH...]           known jobs, when they are due next, how they ended last
+  trigger JOB              runs a job now; --wait waits for its end
+  pause, resume JOB        has a job's slots skipped, or not any more
+  cancel JOB | '#RUN'      ends runs, on whichever host they are
+  history [JOB] [RUN]      past runs, with their output
   check PATH...            what is wrong with files that define jobs; runs none
   next JOB PATH...         when a job is due
   ls [PID...]              locks, who waits for whom; cancels and terminates
+  tree                     who waits for whom, root blockers first; also as a picture
+  analyze FILE.sql         what the statements of a migration would lock and block
   key ID                   the key that a name becomes, as pg_locks shows it
   who ID                   who holds a lock, and who waits for it
   init                     makes the tables that serve needs, or brings them up to date
   db ACTION                the embedded PostgreSQL: start, stop, status, url, psql
+  completion SHELL         completion for bash, zsh or fish
 
 "lockkeeper COMMAND -h" tells more of each; "lockkeeper --version" the version.
 ]]
@@ -45,13 +55,35 @@ local COMMON = {
   { "-h", "--help", key = "help", help = "this text" },
 }
 
+local function module_of(name)
+  return require("lockkeeper.cli." .. (MODULES[name] or name))
+end
+
+-- A command's specification, with the options that all have.
+local function whole_spec(command)
+  local spec = command.spec
+  if not spec.is_whole then
+    if not spec.is_local then
+      table.move(target.OPTIONS, 1, #target.OPTIONS, #spec.options + 1, spec.options)
+    end
+    table.move(COMMON, 1, #COMMON, #spec.options + 1, spec.options)
+    spec.is_whole = true
+  end
+  return spec
+end
+
+-- All of them: { name, spec }.
+local function specs()
+  local list = {}
+  for i, name in ipairs(COMMANDS) do
+    list[i] = { name = name, spec = whole_spec(module_of(name)) }
+  end
+  return list
+end
+
 -- The words of a command: its options' values and its operands; no operands where help is wanted.
 local function parse(command, words)
-  local spec = command.spec
-  if not spec.is_local then
-    table.move(target.OPTIONS, 1, #target.OPTIONS, #spec.options + 1, spec.options)
-  end
-  table.move(COMMON, 1, #COMMON, #spec.options + 1, spec.options)
+  local spec = whole_spec(command)
   -- A plea for help needs no operands.
   local values, operands = options.parse(
     { options = spec.options, rest = spec.rest, operands = { min = 0 } }, words)
@@ -62,7 +94,7 @@ local function parse(command, words)
 end
 
 local function run_command(name, words)
-  local command = require("lockkeeper.cli." .. (MODULES[name] or name))
+  local command = module_of(name)
   local values, operands = parse(command, words)
   if values.help then
     io.stdout:write(options.help(command.spec, host.terminal(1)))
@@ -74,7 +106,7 @@ local function run_command(name, words)
   if not command.spec.own_config then
     config.run(values.config, command.spec.runs_script)
   end
-  local ok, result = xpcall(command.main, failure.caught, values, operands)
+  local ok, result = xpcall(command.main, failure.caught, values, operands, specs)
   if not ok then
     if failure.is_words(result) then
       error(result, 0)

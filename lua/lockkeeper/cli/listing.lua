@@ -1,6 +1,7 @@
 --- Rows of lock.locks and lock.blocked as ls prints them.
 local core = require "lockkeeper.core"
 local csv = require "lockkeeper.report.csv"
+local described = require "lockkeeper.report.object"
 local expanded = require "lockkeeper.report.expanded"
 local failure = require "lockkeeper.cli.failure"
 local field = require "lockkeeper.report.field"
@@ -8,16 +9,13 @@ local filter = require "lockkeeper.filter"
 local host = require "lockkeeper.host"
 local keys = require "lockkeeper.cli.keys"
 local lock = require "lockkeeper"
+local row_format = require "lockkeeper.cli.rows"
 local safe = require "lockkeeper.report.safe"
 local text_table = require "lockkeeper.report.table"
 
 local listing = {}
 
----@class ListingColumn: ReportColumn
----@field kind string                    of its values, see lockkeeper.filter
----@field get fun(row: table): any
----@field missing? string                what is shown for nil
----@field is_data? boolean               only in CSV and JSON
+---@class ListingColumn: RowColumn
 
 -- How long the query that names the server may wait for a lock; in its transaction only, so that no
 -- pooler hands it on.
@@ -28,43 +26,6 @@ local YELLOW, RED = "33", "31"
 
 ---------------------------------------------------------------------------------------------------
 -- columns
-
--- "public.orders"
-local function relation_text(row)
-  if not row.relation then
-    return "?"
-  end
-  return row.schema and row.schema .. "." .. row.relation or row.relation
-end
-
-local DESCRIBED = {
-  relation = relation_text,
-  extend = function(row) return "extension of " .. relation_text(row) end,
-  page = function(row) return ("page %s of %s"):format(row.page, relation_text(row)) end,
-  tuple = function(row) return ("row (%s,%s) of %s"):format(row.page, row.tuple, relation_text(row)) end,
-  transactionid = function(row) return ("transaction %s"):format(row.transactionid) end,
-  virtualxid = function(row) return ("virtual transaction %s"):format(row.virtualxid) end,
-  advisory = function(row)
-    return ("advisory %s%s"):format(row.key and field.key(row.key) or "?",
-      row.lock_name and (" %s"):format(row.lock_name) or "")
-  end,
-}
-
---- What a lock is on: "public.orders", "row (0,5) of public.orders", "advisory 42 nightly-report".
-local function described(row)
-  if not row.type then
-    return nil -- of a wait that was over when it was looked for
-  end
-  local describe = DESCRIBED[row.type]
-  if describe then
-    return describe(row)
-  end
-  local text = row.type
-  if row.classid then
-    text = ("%s %s/%s/%s"):format(text, row.classid, row.objid, row.objsubid)
-  end
-  return row.relation and text .. " of " .. relation_text(row) or text
-end
 
 local function waited(row)
   return not row.granted and row.wait_duration or nil
@@ -180,61 +141,6 @@ end
 ---------------------------------------------------------------------------------------------------
 -- formats
 
--- The first `count` rows as cells for people.
-local function cells_of(columns, rows, count)
-  local list = {}
-  for i = 1, count do
-    local row, cells = rows[i], {}
-    for _, column in ipairs(columns) do
-      local value = field.shown(column.kind, column.get(row))
-      if value == nil then
-        value = column.missing
-      end
-      cells[column.key] = value
-    end
-    list[i] = cells
-  end
-  return list
-end
-
-local function for_people(columns)
-  local list = {}
-  for _, column in ipairs(columns) do
-    if not column.is_data then
-      list[#list + 1] = column
-    end
-  end
-  return list
-end
-
-local function json_value(value)
-  if value == nil then
-    return lock.null
-  end
-  return type(value) == "string" and safe.utf8(value) or value
-end
-
-local function print_json(rows, object_of)
-  if #rows == 0 then
-    print("[]")
-    return
-  end
-  for i, row in ipairs(rows) do
-    io.stdout:write(i == 1 and "[\n" or ",\n", lock.json.encode(object_of(row)))
-  end
-  io.stdout:write("\n]\n")
-end
-
-local function object_by(columns)
-  return function(row)
-    local object = {}
-    for _, column in ipairs(columns) do
-      object[column.key] = json_value(field.full(column.kind, column.get(row)))
-    end
-    return object
-  end
-end
-
 -- A row as the API has it, with its activities inside.
 local function whole_object(set)
   return function(row)
@@ -250,14 +156,14 @@ local function whole_object(set)
         end
       end
       if within ~= lock.null then
-        within[known.name] = json_value(field.full(known.kind, holder[known.name]))
+        within[known.name] = row_format.json_value(field.full(known.kind, holder[known.name]))
       end
     end
     -- The names that activities share with their rows are in them too.
     for _, holder in ipairs { "activity", "blocking_activity" } do
       if type(object[holder]) == "table" then
         object[holder].pid = row[holder].pid
-        object[holder].database = json_value(row[holder].database)
+        object[holder].database = row_format.json_value(row[holder].database)
       end
     end
     return object
@@ -283,8 +189,9 @@ end
 ---------------------------------------------------------------------------------------------------
 -- the first line
 
--- Where we are. A lock on a catalog must not keep us from showing who holds it.
-local function place()
+--- Where we are. A lock on a catalog must not keep us from showing who holds it.
+---@return string  "database shop on localhost:5432 (PostgreSQL 15.18)"
+function listing.place()
   local ok, text = pcall(lock.db.transaction, lock.db, { read_only = true }, function(tx)
     tx:query(PATIENCE_SQL)
     return (keys.place())
@@ -297,10 +204,6 @@ local function place()
   return ("database %s (PostgreSQL %d)"):format(lock.db.database, lock.db.server_version // 10000)
 end
 
-local function counted(number, one, many)
-  return ("%d %s"):format(number, number == 1 and one or many)
-end
-
 local COUNTS = {
   locks = function(rows)
     local waiting = 0
@@ -309,7 +212,7 @@ local COUNTS = {
         waiting = waiting + 1
       end
     end
-    return ("%s, %d waiting"):format(counted(#rows, "lock", "locks"), waiting)
+    return ("%s, %d waiting"):format(row_format.counted(#rows, "lock", "locks"), waiting)
   end,
   blocked = function(rows)
     local seen, waiters, blockers = {}, 0, {}
@@ -323,17 +226,13 @@ local COUNTS = {
     for _ in pairs(blockers) do
       count = count + 1
     end
-    return ("%s, blocked by %d"):format(counted(waiters, "session waits", "sessions wait"), count)
+    return ("%s, blocked by %d"):format(row_format.counted(waiters, "session waits", "sessions wait"), count)
   end,
 }
 
 local function first_line(rows, set)
-  return safe.line(("%s, %s: %s"):format(place(), field.local_time(rows.taken_at or os.time(), true),
+  return safe.line(("%s, %s: %s"):format(listing.place(), field.local_time(rows.taken_at or os.time(), true),
     COUNTS[set](rows))) .. "\n"
-end
-
-local function colours(fd)
-  return host.terminal(fd) ~= nil and (os.getenv("NO_COLOR") or "") == ""
 end
 
 --- Print them.
@@ -341,20 +240,21 @@ end
 ---@param how { set: string, columns: ListingColumn[], format: string, limit: number, all?: boolean }
 function listing.show(rows, how)
   if how.format == "json" then
-    print_json(rows, how.all and whole_object(how.set) or object_by(how.columns))
+    row_format.print_json(rows, how.all and whole_object(how.set) or row_format.object_by(how.columns))
     return
   elseif how.format == "csv" then
     print_csv(how.columns, rows)
     return
   end
-  local columns, count = for_people(how.columns), math.min(#rows, how.limit)
+  local columns, count = row_format.for_people(how.columns), math.min(#rows, how.limit)
   local form = how.format == "expanded" and expanded or text_table
   io.stdout:write(first_line(rows, how.set))
   if count == 0 then
     io.stdout:write(how.set == "blocked" and "Nobody who matches waits.\n" or "No lock matches.\n")
     return
   end
-  io.stdout:write(form.format(columns, cells_of(columns, rows, count), host.terminal(1), colours(1)))
+  local cells = row_format.cells(columns, rows, count)
+  io.stdout:write(form.format(columns, cells, host.terminal(1), row_format.colours(1)))
   if count < #rows then
     io.stdout:write(("… %d more: --limit %d\n"):format(#rows - count, #rows))
   end
@@ -428,8 +328,8 @@ end
 ---@param how { action: "cancel"|"terminate", set: string, format: string }
 function listing.show_targets(file, rows, targets, how)
   if how.format == "json" then
-    local object_of = object_by(TARGET_COLUMNS)
-    print_json(targets, function(target)
+    local object_of = row_format.object_by(TARGET_COLUMNS)
+    row_format.print_json(targets, function(target)
       local object = object_of(target)
       object.action = how.action
       object.blocks = lock.array(table.move(target.blocks, 1, #target.blocks, 1, {}))
@@ -442,10 +342,10 @@ function listing.show_targets(file, rows, targets, how)
   end
   local fd = file == io.stdout and 1 or 2
   local form = how.format == "expanded" and expanded or text_table
-  local cells = cells_of(TARGET_COLUMNS, targets, #targets)
+  local cells = row_format.cells(TARGET_COLUMNS, targets, #targets)
   file:write(first_line(rows, how.set),
-    ("to %s: %s\n"):format(how.action, counted(#targets, "session", "sessions")),
-    form.format(TARGET_COLUMNS, cells, host.terminal(fd), colours(fd)))
+    ("to %s: %s\n"):format(how.action, row_format.counted(#targets, "session", "sessions")),
+    form.format(TARGET_COLUMNS, cells, host.terminal(fd), row_format.colours(fd)))
 end
 
 local OUTCOME_COLUMNS = {
@@ -467,18 +367,18 @@ local RESULTS = { no_effect = "no effect" }
 ---@param format string
 function listing.show_outcomes(outcomes, done, format)
   if format == "json" then
-    print_json(outcomes, object_by(OUTCOME_COLUMNS))
+    row_format.print_json(outcomes, row_format.object_by(OUTCOME_COLUMNS))
     return
   elseif format == "csv" then
     print_csv(OUTCOME_COLUMNS, outcomes)
     return
   end
-  local cells = cells_of(OUTCOME_COLUMNS, outcomes, #outcomes)
+  local cells = row_format.cells(OUTCOME_COLUMNS, outcomes, #outcomes)
   for i, outcome in ipairs(outcomes) do
     cells[i].result = outcome.result == "signalled" and done or RESULTS[outcome.result] or outcome.result
   end
   local form = format == "expanded" and expanded or text_table
-  io.stdout:write(form.format(OUTCOME_COLUMNS, cells, host.terminal(1), colours(1)))
+  io.stdout:write(form.format(OUTCOME_COLUMNS, cells, host.terminal(1), row_format.colours(1)))
 end
 
 return listing

@@ -76,7 +76,9 @@ local function tell_terminal(event, job, outcome)
     if outcome.waited >= 0.1 then
       took = took .. ", waited " .. span(outcome.waited)
     end
-    failure.say(("%s: %s (%s)"):format(job.name, outcome.state:gsub("_", " "), outcome.reason or took))
+    local result = worker.short_result(outcome)
+    failure.say(("%s: %s (%s)%s"):format(job.name, outcome.state:gsub("_", " "), outcome.reason or took,
+      result and ", it returned " .. result or ""))
     if outcome.error then
       failure.show(outcome.error)
     end

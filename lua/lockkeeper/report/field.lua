@@ -26,6 +26,18 @@ function field.local_time(epoch, offset)
   return os.date(offset and "%Y-%m-%d %H:%M:%S %z" or "%Y-%m-%d %H:%M:%S", microseconds(epoch) // 1000000)
 end
 
+-- Half a year, less some days: a day and a month are one instant's only.
+local SHORT_REACH = 180 * 86400
+
+--- The same, short: 03-28 01:00:00; far from now it has its year, and no seconds.
+---@param epoch number
+---@param now number
+---@return string
+function field.short_time(epoch, now)
+  local is_near = math.abs(epoch - now) < SHORT_REACH
+  return os.date(is_near and "%m-%d %H:%M:%S" or "%Y-%m-%d %H:%M", microseconds(epoch) // 1000000)
+end
+
 --- An advisory key for people: a bigint, or "(1, 2)".
 ---@param key integer|integer[]
 ---@return string
