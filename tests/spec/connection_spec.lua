@@ -470,6 +470,7 @@ describe("a session that is lost", function()
     local err = connecting(server:conninfo({ connect_timeout = 2 }))
     assert.equal("connection", err.kind)
     assert.matches("timeout expired", err.message)
+    assert.matches("Nobody answers there", err.hint)
   end)
 end)
 

@@ -242,6 +242,18 @@ describe("scripts/examples/many_databases.lua", function()
   end)
 end)
 
+-- Its Lua blocks that begin with the name of a file, such as "-- jobs.lua", by that name.
+local function named_blocks()
+  local files = {}
+  for _, text in ipairs(blocks("lua")) do
+    local name = text:match("^%-%- ([%w_]+%.lua)\n")
+    if name then
+      files[name] = text
+    end
+  end
+  return files
+end
+
 describe("the README", function()
   it("has Lua scripts that run", function()
     local scripts = blocks("lua")
@@ -259,6 +271,9 @@ describe("the README", function()
     local root = require("tests.support.sandbox").start_dir
     local binary = os.getenv("LOCKKEEPER_BIN") or "build/lockkeeper"
     local folder = t.tempdir()
+    for name, text in pairs(named_blocks()) do
+      assert(io.open(folder .. "/" .. name, "w")):write(text, "\n"):close()
+    end
     for _, text in ipairs(commands) do
       -- in a folder of its own, where the checkout's files are found under their names
       local child = t.spawn({ "sh", "-ec", ([[

@@ -413,6 +413,19 @@ describe("ls", function()
     assert.equal(69, (ls { env = { DATABASE_URL = "host=/nonexistent" } }))
   end)
 
+  it("says why no connection can be made while somebody has a catalog for itself (locks.md 8)", function()
+    local locker = t.connect { conninfo = conninfo() }
+    for _, catalog in ipairs { "pg_authid", "pg_class" } do
+      locker:exec(("begin; lock table pg_catalog.%s in access exclusive mode"):format(catalog))
+      local code, out, err = ls({ env = { PGCONNECT_TIMEOUT = "2" } })
+      locker:exec("rollback")
+      assert.same({ 69, "" }, { code, out })
+      assert.matches("timeout expired", err, 1, true)
+      assert.matches("\n  hint: .*ACCESS EXCLUSIVE on a catalog that logging in reads", err)
+    end
+    locker:close()
+  end)
+
   it("tells a role without pg_monitor that it does not see everything, and what a filter hid", function()
     local app = { env = { DATABASE_URL = conninfo { user = "lk_app" } } }
     local code, out, err = ls("--limit", "all", app)

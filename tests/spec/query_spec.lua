@@ -281,7 +281,7 @@ describe("lock.locks and lock.blocked", function()
       two.finish()
     end)
 
-    it("of a prepared transaction have no pid, but its name, owner and time", function()
+    it("locks.md 10: of a prepared transaction have no pid, but its name, owner and time", function()
       local before = epoch()
       t.psql([[begin; lock table query.other; select pg_advisory_xact_lock(99); update query.orders
         set v = 'p' where id = 3; prepare transaction 'query''s one']])
@@ -495,7 +495,7 @@ describe("lock.locks and lock.blocked", function()
       t.psql("drop index query.query_spec_i")
     end)
 
-    it("by a prepared transaction have no blocking pid, but its activity", function()
+    it("locks.md 10: by a prepared transaction have no blocking pid, but its activity", function()
       t.psql("begin; update query.orders set v = 'p' where id = 3; prepare transaction 'blocker'")
       t.psql("begin; lock table query.other in share mode; prepare transaction 'shares 1'")
       t.psql("begin; lock table query.other in share mode; prepare transaction 'shares 2'")

@@ -161,6 +161,48 @@ describe("what a job prints", function()
     assert.not_matches("msg=printed", out, 1, true)
   end)
 
+  it("is followed by how it ended: what it returned, or the error with its detail and hint", function()
+    local jobs = LIBRARY .. [[
+      lock.job("counts", { run = function() return { rows = 4 } end })
+      lock.job("long", { run = function() return ("é"):rep(150) end })
+      lock.job("too-long", { run = function() return ("x"):rep(65535) end })
+      lock.job("fails", { run = function(job)
+        job.db:exec("do $$ begin raise exception 'bad' using detail = 'it was 3', hint = 'make it 2'; end $$")
+      end })
+      lock.job("table", { run = function() error({ message = "none of ours", detail = "more" }) end })
+      lock.job("unlocks", { run = function(job)
+        job.db:exec("select pg_advisory_unlock_all()")
+        return { rows = 5 }
+      end })]]
+    local file = t.tempfile(jobs, "jobs.lua")
+    local _, _, err = t.run("run", file)
+    local long = ("é"):rep(99) .. "…"
+    for job, words in pairs {
+      counts = 'msg="job succeeded" [^\n]*result="{\\"rows\\":4}"',
+      long = 'msg="job succeeded" [^\n]*result="\\"' .. long .. '"',
+      ["too%-long"] = 'msg="job failed" [^\n]*too long to be kept: 65537 bytes[^\n]* detail="\\"xxxx',
+      fails = 'msg="job failed" [^\n]*error=bad kind=sql sqlstate=P0001 detail="it was 3" hint="make it 2"',
+      table = 'msg="job failed" [^\n]*error="none of ours" detail=more',
+      unlocks = 'msg="job failed" [^\n]*kind=lock_lost [^\n]*result="{\\"rows\\":5}"',
+    } do
+      assert.matches(words .. "[^\n]* job=" .. job, err)
+    end
+    local child = t.spawn { "script", "-qec", t.binary() .. " run " .. file, "/dev/null",
+      env = { DATABASE_URL = t.conninfo() } }
+    child:wait()
+    local out = child:stdout():gsub("\r", "")
+    for _, words in ipairs {
+      'counts: succeeded %([^\n]*%), it returned {"rows":4}\n',
+      'long: succeeded %([^\n]*%), it returned "' .. long .. "\n",
+      'lockkeeper: what the job returned is too long [^\n]*\n  detail: "xxxx',
+      "SQLSTATE P0001%)\n  detail: it was 3\n  hint: make it 2\n",
+      "lockkeeper: none of ours\n  detail: more\n",
+      'unlocks: failed %([^\n]*%), it returned {"rows":5}\n',
+    } do
+      assert.matches(words, out)
+    end
+  end)
+
   it("is progress, too: at most one line a second off a terminal, a bar on one", function()
     local job = [[
       lock.job("far", { run = function(job)
@@ -180,6 +222,19 @@ describe("what a job prints", function()
     child:wait()
     assert.not_matches("\rfar [", child:stdout(), 1, true)
     assert.matches("msg=progress", child:stdout(), 1, true)
+  end)
+
+  it("is a bar that is full once all is done, however quickly that came", function()
+    local file = t.tempfile(LIBRARY .. [[
+      lock.job("quick", { run = function(job)
+        job:progress(3, 4)
+        job:progress(4, 4)
+        lock.sleep("50ms")
+      end })]], "jobs.lua")
+    local child = t.spawn { "script", "-qec", t.binary() .. " run " .. file, "/dev/null",
+      env = { DATABASE_URL = t.conninfo() } }
+    child:wait()
+    assert.matches("\rquick %[#+%] 100%% 4/4\27%[K\r\27%[Klockkeeper: quick: succeeded", child:stdout())
   end)
 
   it("may be endless, without a line end, or none", function()
@@ -266,7 +321,7 @@ describe("runner.md 21: memory_limit", function()
 end)
 
 describe("a job that", function()
-  it("forks and leaves children has none when its guards are given back", function()
+  it("forks and leaves children has none when its guards are given back (runner.md 20)", function()
     local pids = t.tempfile("")
     ends(0, ([[
       lock.job("forks", { run = function(job)
@@ -301,7 +356,7 @@ describe("a job that", function()
     assert.same({}, t.holders_of(require("lockkeeper").key("job:exits")))
   end)
 
-  it("loses its session is lost: 125", function()
+  it("loses its session is lost: 125 (runner.md 17)", function()
     local _, err = ends(125, [[
       lock.job("gone", { run = function(job)
         pcall(job.db.exec, job.db, "select pg_terminate_backend(pg_backend_pid())")
