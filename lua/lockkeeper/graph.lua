@@ -167,7 +167,8 @@ local function new(source)
     components = {}, pids = {}, classes = {} }
   for place, party in pairs(parties) do
     party.activity = party.activity or source.activity_of(place)
-    state.leaders[place], state.components[place], state.pids[place] = party.leader, party.component, party.pid
+    state.leaders[place], state.components[place] = party.leader, party.component
+    state.pids[place] = party.pid
     state.classes[place] = graph.class_of(party.activity)
     if party.leader == place then
       state.nodes[place] = new_node(party)

@@ -104,7 +104,8 @@ static int core_array(lua_State *L)
     return 1;
 }
 
-/* log(level, text, names, values): one event; the lists are of texts, in the order to write them */
+/* log(level, text, names, values): one event; the lists are of names, and of
+ * texts or numbers, in the order to write them */
 static int core_log(lua_State *L)
 {
     const char *level_name = args_text(L, 1, "log: the level");
@@ -121,9 +122,16 @@ static int core_log(lua_State *L)
     count = lua_rawlen(L, 3);
     fields = lua_newuserdatauv(L, (size_t)(count + 1) * sizeof *fields, 0);
     for (lua_Unsigned i = 0; i < count; i++) {
+        bool is_number;
+
         lua_rawgeti(L, 3, (lua_Integer)i + 1);
         lua_rawgeti(L, 4, (lua_Integer)i + 1);
-        fields[i] = (LogField){luaL_checkstring(L, -2), luaL_checkstring(L, -1), false};
+        is_number = lua_type(L, -1) == LUA_TNUMBER;
+        fields[i] = (LogField){luaL_checkstring(L, -2), luaL_checkstring(L, -1), is_number};
+        if (is_number) { /* a text by now */
+            lua_pushvalue(L, -1);
+            lua_rawseti(L, 4, (lua_Integer)i + 1);
+        }
         lua_pop(L, 2); /* the lists keep them */
     }
     fields[count] = (LogField){NULL, NULL, false};
