@@ -13,11 +13,11 @@ local TEXT_X, BAR_X, BAR_WIDE, BEHIND_X, WHO_X = 300, 700, 90, 845, 862
 local ADVICE = 26
 
 -- About how wide a character of each font is.
-local SANS, MONO = 6.9, 7.3
+local SANS, BOLD, TITLE, MONO = 6.9, 8, 8.4, 7.3
 
 local STYLE = [[
 text { font: 13px system-ui, "Segoe UI", "DejaVu Sans", Helvetica, Arial, sans-serif; fill: #1e293b }
-.title { font-size: 15px; font-weight: 600 }
+.title { font-size: 14px; font-weight: 600 }
 .head { font-size: 11px; fill: #64748b; letter-spacing: .04em }
 .pid { font-weight: 600 }
 .root .pid { fill: #b91c1c }
@@ -106,15 +106,19 @@ local function row_class(row)
   return row.depth == 0 and "root" or "waiter"
 end
 
+-- Classes whose texts are bold.
+local IS_BOLD = { root = true, cycle = true }
+
 local function row_parts(row, step, longest)
+  local class = row_class(row)
   local x, y = MARGIN + row.depth * step, row.y + 20
   local card_right = WIDE - MARGIN
   local text_x = math.max(TEXT_X, x + 110)
   local parts = {
     ('<g class="%s"><rect class="card" x="%.1f" y="%d" width="%.1f" height="%d" rx="6"/>'):format(
-      row_class(row), x, row.y, card_right - x, row.height),
+      class, x, row.y, card_right - x, row.height),
     ('<text x="%.1f" y="%d" class="pid">%s</text>'):format(x + 12, y, markup.line(row.label)),
-    shown(text_x, y, "what", row.text, BAR_X - text_x - 10, SANS),
+    shown(text_x, y, "what", row.text, BAR_X - text_x - 10, IS_BOLD[class] and BOLD or SANS),
   }
   if row.seconds then
     if row.depth > 0 then
@@ -179,7 +183,7 @@ return function(graph, title)
     ("<title>%s</title>"):format(markup.line(title)),
     "<style>" .. STYLE .. "</style>",
     ('<rect width="%d" height="%d" fill="#fff"/>'):format(WIDE, height),
-    shown(MARGIN, 34, "title", title, WIDE - 2 * MARGIN, 7.6),
+    shown(MARGIN, 34, "title", title, WIDE - 2 * MARGIN, TITLE),
   }
   if #rows == 0 then
     parts[#parts + 1] = text_at(MARGIN, HEAD, "quiet", "Nobody waits.")
