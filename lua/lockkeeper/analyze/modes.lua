@@ -24,7 +24,7 @@ local LIST = {
     words = "writes, SELECT FOR UPDATE and DDL; plain reads go on" },
   { name = "ACCESS EXCLUSIVE", stored = "AccessExclusiveLock",
     blocks = { "reads", "row locks", "writes", "maintenance", "DDL" },
-    words = "reads, writes and DDL: everything" },
+    words = "everything: reads, writes and DDL" },
 }
 
 local NAMES, STRENGTH, OF_STORED = {}, {}, {}

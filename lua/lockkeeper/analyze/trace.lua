@@ -153,7 +153,8 @@ local function unknown_of(run, oids)
   return list
 end
 
--- Know all of them: from before the file, else as the file made them, else by their oids.
+-- Know all of them: from before the file, else as the file made them. What is unknown then was made and
+-- dropped by the file.
 local function know(run, oids)
   local unknown = unknown_of(run, oids)
   if #unknown == 0 then
@@ -161,10 +162,6 @@ local function know(run, oids)
   end
   learn(run, run.side, unknown, true)
   learn(run, run.db, unknown_of(run, unknown), false)
-  for _, oid in ipairs(unknown_of(run, unknown)) do
-    run.relations[oid] = { oid = oid, name = tostring(oid), on = tostring(oid), kind = "relation",
-      existed = false, scans = 0, read = 0, changed = 0, held = {}, since = {} }
-  end
 end
 
 ---------------------------------------------------------------------------------------------------
@@ -201,10 +198,25 @@ end
 -- of the tables that it names.
 local function held_already(run, entry, names, taken)
   local mode = statement.mode(entry.words)
+  local tables = {} -- an index is dropped under a lock of its table
+  for _, relation in ipairs(run.held) do
+    if relation.table_name and names[relation.name] and statement.stands(entry.words, 1, "DROP", "INDEX") then
+      tables[relation.table_name] = true
+    end
+  end
   for _, relation in ipairs(mode and run.held or {}) do
-    if relation.held[mode] and names[relation.name] and not taken[relation] then
+    local is_named = names[relation.name] or tables[relation.on]
+    if relation.held[mode] and is_named and not (taken[relation] or {})[mode] then
       relation_lock(run, entry, relation, mode)
     end
+  end
+end
+
+-- What was measured of an earlier statement of the same words.
+local function same_locks(run, entry, earlier)
+  for _, lock in ipairs(earlier.locks) do
+    add_lock(run, entry, { type = lock.type, mode = lock.mode, relation = lock.relation, on = lock.on,
+      since_line = lock.since_line or earlier.line })
   end
 end
 
@@ -271,8 +283,15 @@ local function lost_transaction(entry)
     .. "file did up to there is committed"):format(entry.line), true)
 end
 
+-- The relation of a row of the probe; nil where nobody cares: a toast table is locked with its own.
+local function relation_of(run, row)
+  local relation = row.type == "relation" and run.relations[row.oid] or nil
+  return relation and not (relation.schema or ""):find("^pg_toast") and relation or nil
+end
+
 -- Look at what is held now. `is_undone`: a savepoint was rolled back, so files may be earlier ones.
-local function probe(run, entry, names, is_undone)
+-- `is_repeated`: the locks that it has taken again are known.
+local function probe(run, entry, names, is_undone, is_repeated)
   if not run.db.in_transaction then
     lost_transaction(entry)
   end
@@ -292,7 +311,7 @@ local function probe(run, entry, names, is_undone)
   end
   local held, is_held, taken = {}, {}, {}
   for _, row in ipairs(rows) do
-    local relation = row.type == "relation" and run.relations[row.oid]
+    local relation = relation_of(run, row)
     if relation then
       if not is_held[relation] then
         is_held[relation] = true
@@ -301,7 +320,8 @@ local function probe(run, entry, names, is_undone)
       local mode = modes.of_lock(row.mode)
       relation.held[mode] = true
       if not is_undone and not (relation.before and relation.before[mode]) then
-        taken[relation] = true
+        taken[relation] = taken[relation] or {}
+        taken[relation][mode] = true
         relation_lock(run, entry, relation, mode)
       end
     end
@@ -316,12 +336,14 @@ local function probe(run, entry, names, is_undone)
   end
   run.held = held
   if not is_undone then
-    held_already(run, entry, names, taken)
+    if not is_repeated then
+      held_already(run, entry, names, taken)
+    end
     other_locks(run, entry, rows)
   end
   local seen = {}
   for _, row in ipairs(rows) do
-    local relation = row.type == "relation" and run.relations[row.oid]
+    local relation = relation_of(run, row)
     if relation and not seen[relation] then
       seen[relation] = true
       if not is_undone then
@@ -410,18 +432,12 @@ end
 ---------------------------------------------------------------------------------------------------
 -- statements
 
-local function execute(db, text)
-  for _ in db:rows(text) do -- luacheck: ignore 542
-    -- Rows are of no interest.
-  end
-end
-
 -- These say that a statement needs to be outside a transaction, or would end it.
 local ENDS = { ["25001"] = true, ["2D000"] = true }
 
 -- In a savepoint, since it may be refused. True, or false and the reason.
 local function execute_guarded(db, text)
-  local ok, err = pcall(db.transaction, db, function() execute(db, text) end)
+  local ok, err = pcall(db.transaction, db, function() core.run_alone(db, text) end)
   if ok then
     return true
   elseif type(err) == "table" and ENDS[err.sqlstate] and db.in_transaction then
@@ -445,20 +461,28 @@ local function undoes(words)
   return words[1] == "ROLLBACK"
 end
 
--- Statements of the same words as one that was looked at take the same locks: they are counted together,
--- and looked at after the last of them.
+-- Statements of the same words as one that was looked at take the same locks. In a file full of data they
+-- are looked at together, after the last of them; those that change rows once there are many.
+local LOOKED_AT = { UPDATE = 1000, DELETE = 1000, MERGE = 1000, WITH = 1000 }
+
+local function is_repeated(run, entry)
+  local seen = run.seen[entry.words]
+  return seen and seen.count >= (LOOKED_AT[entry.words[1]] or 1)
+end
+
 local function settle(run)
   local pending = run.pending
   if pending then
     run.pending = nil
-    probe(run, pending.entry, pending.names)
+    probe(run, pending, nil, false, true)
   end
 end
 
 local function step(run, entry, parsed)
   local reading = statement.read(entry.words)
   entry.control, entry.reason = reading.control, reading.not_run
-  if not (reading.is_plain and run.seen[entry.words]) then
+  local repeated = is_repeated(run, entry)
+  if not repeated then
     settle(run)
   end
   entry.has_timeout = run.has_timeout
@@ -479,7 +503,7 @@ local function step(run, entry, parsed)
         entry.state, entry.reason = "not_run", reason
       end
     else
-      execute(run.db, entry.text)
+      core.run_alone(run.db, entry.text)
     end
   end)
   entry.took = core.monotonic() - entry.started
@@ -487,15 +511,17 @@ local function step(run, entry, parsed)
     fail(run, entry, err)
     return
   end
-  if reading.is_plain and run.seen[entry.words] then
-    run.pending = { entry = entry, names = parsed.names }
+  if repeated then
+    same_locks(run, entry, run.seen[entry.words].entry)
+    run.pending = entry
     return
   end
   probe(run, entry, parsed.names, undoes(entry.words) or entry.state == "not_run")
   if not reading.is_plain then
     run.seen = {}
   elseif not parsed.is_cut then
-    run.seen[entry.words] = true
+    local seen = run.seen[entry.words] or { entry = entry, count = 0 }
+    seen.count, run.seen[entry.words] = seen.count + 1, seen
   end
 end
 
@@ -509,8 +535,11 @@ local function begin(run)
     run.transaction = row.transaction
     if row.type == "relation" then
       know(run, { row.oid })
-      run.relations[row.oid].held[modes.of_lock(row.mode)] = true
-      run.held[#run.held + 1] = run.relations[row.oid]
+      local relation = relation_of(run, row)
+      if relation then
+        relation.held[modes.of_lock(row.mode)] = true
+        run.held[#run.held + 1] = relation
+      end
     elseif row.type ~= "virtualxid" then
       run.others[("%s %s/%s/%s %s"):format(row.type, row.classid, row.objid, row.objsubid, row.mode)] = true
     end

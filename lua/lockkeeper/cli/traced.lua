@@ -71,33 +71,52 @@ local function blocks_text(lock)
   return modes.in_words(lock.mode)
 end
 
--- Every query locks the indexes that it might use, in modes that only DDL waits for.
-local function is_dull(lock)
+-- Whether it is on an index and says nothing of its own: in a mode that only DDL waits for, as every query
+-- takes it, or where its table is locked as strongly. `of_tables`: the strongest mode by table.
+local function is_dull(lock, of_tables)
   local relation = lock.relation
-  return relation and relation.kind:find("index", 1, true)
-    and strength(lock.mode) < strength "SHARE UPDATE EXCLUSIVE"
+  return relation and relation.table_name and (strength(lock.mode) < strength "SHARE UPDATE EXCLUSIVE"
+    or strength(of_tables[relation.table_name]) >= strength(lock.mode))
+end
+
+-- The strongest mode of these locks on each thing.
+local function strongest_by_name(locks)
+  local best = {}
+  for _, lock in ipairs(locks) do
+    if strength(lock.mode) > strength(best[lock.on]) then
+      best[lock.on] = lock.mode
+    end
+  end
+  return best
 end
 
 -- What was there before comes first, the strongest first.
 local function comes_before(a, b)
+  local a_is_new = a.relation ~= nil and not a.relation.existed
+  local b_is_new = b.relation ~= nil and not b.relation.existed
+  if a_is_new ~= b_is_new then
+    return not a_is_new
+  end
   if strength(a.mode) ~= strength(b.mode) then
     return strength(a.mode) > strength(b.mode)
   end
   return a.on < b.on
 end
 
--- The locks to show: one a line, of a partitioned table's partitions the first few; and what is new.
-local function shown_locks(entry)
-  local list, made, seen, partitions = {}, {}, {}, {}
+-- The locks to show: the strongest on each thing, one a line, of a partitioned table's partitions the first
+-- few; and what is new, which is told once.
+local function shown_locks(entry, told)
+  local list, made, partitions = {}, {}, {}
+  local best = strongest_by_name(entry.locks)
   local sorted = table.move(entry.locks, 1, #entry.locks, 1, {})
   table.sort(sorted, comes_before)
   for _, lock in ipairs(sorted) do
     local relation = lock.relation
     if relation and not relation.existed then
-      if not seen[relation] and not lock.since_line then
-        seen[relation], made[#made + 1] = true, relation.on
+      if not told[relation] then
+        told[relation], made[#made + 1] = true, relation.on
       end
-    elseif not is_dull(lock) then
+    elseif (best[lock.on] == lock.mode or lock.type ~= "relation") and not is_dull(lock, best) then
       local key = relation and relation.partition_of and ("%s %s"):format(lock.mode, relation.partition_of)
       local more = key and partitions[key]
       if more and more.count >= PARTITIONS_NAMED then
@@ -154,12 +173,12 @@ local function heavy_scans(entry)
 end
 
 -- What there is to say of a statement, below it.
-local function details(entry, width)
+local function details(entry, width, told)
   local lines = {}
   local function say(text, hang)
     fill(lines, safe.line(text), INDENT, hang or 2, width)
   end
-  local locks, made = shown_locks(entry)
+  local locks, made = shown_locks(entry, told)
   for _, line in ipairs(locks) do
     say(lock_text(line.lock))
     if line.more then
@@ -209,10 +228,11 @@ end
 local function held_until_end(entries)
   local list, by_relation = {}, {}
   for _, entry in ipairs(entries) do
+    local best = strongest_by_name(entry.locks)
     for _, lock in ipairs(entry.locks) do
       local relation = lock.relation
-      if relation and relation.existed and lock.is_measured and not lock.since_line and not is_dull(lock)
-        and strength(lock.mode) >= strength "SHARE UPDATE EXCLUSIVE" then
+      if relation and relation.existed and lock.is_measured and not lock.since_line
+        and not is_dull(lock, best) and strength(lock.mode) >= strength "SHARE UPDATE EXCLUSIVE" then
         local known = by_relation[relation]
         if not known then
           known = { relation = relation }
@@ -228,6 +248,20 @@ local function held_until_end(entries)
     end
   end
   return list
+end
+
+-- Does it do nothing that the one before it of the same words has not done?
+local function is_more_of(entry, before)
+  if entry.words ~= before.words or entry.state ~= "ran" or before.state ~= "ran"
+    or #entry.rewrites + #entry.changes + #entry.advice + #heavy_scans(entry) > 0 then
+    return false
+  end
+  for _, lock in ipairs(entry.locks) do
+    if not lock.since_line then
+      return false
+    end
+  end
+  return true
 end
 
 local function print_summary(entries, width)
@@ -255,13 +289,12 @@ function traced.print(entries, first_line, width)
     io.stdout:write("There is no statement in it.\n")
     return
   end
-  local i = 1
+  local i, told = 1, {}
   while i <= #entries do
     local entry = entries[i]
-    local lines, more = details(entry, width), 0
+    local lines, more = details(entry, width, told), 0
     -- What differs in its values only, and does nothing new, needs no line of its own.
-    while entries[i + 1] and entries[i + 1].words == entry.words and entries[i + 1].state == entry.state
-      and entry.state == "ran" and #details(entries[i + 1]) == 0 do
+    while entries[i + 1] and is_more_of(entries[i + 1], entry) do
       i, more = i + 1, more + 1
     end
     io.stdout:write(head(entry, more, width), "\n")
