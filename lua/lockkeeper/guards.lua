@@ -39,6 +39,7 @@ SELECT EXTRACT(epoch FROM pg_catalog.current_setting('lock_timeout')::pg_catalog
 ---@field holders fun(): table[]
 ---@field own boolean                 the lock "job:NAME"
 ---@field key? integer|integer[]      of an advisory lock
+---@field id? any                      of an advisory lock, as it was written
 ---@field shared? boolean
 ---@field oids? integer[]             of tables
 ---@field mode? string
@@ -78,7 +79,7 @@ function KINDS.advisory(planned, args, options)
   planned.name = "lock " .. shown(id)
   planned.rank = options.xact and XACT or SESSION
   planned.place, key = key_place(planned.session, id, options)
-  planned.key, planned.shared = key, options.shared
+  planned.key, planned.id, planned.shared = key, id, options.shared
   function planned.try(session, seconds)
     return core.advisory(session, id, with_timeout(given, seconds), false)
   end

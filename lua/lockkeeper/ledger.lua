@@ -5,6 +5,7 @@
 -- Where the job's session leads to another database than the tables are in, all that is on a session
 -- beside it, which is watched like the job's.
 local core = require "lockkeeper.core"
+local guard_names = require "lockkeeper.guard_names"
 local has_host, host = pcall(require, "lockkeeper.host")
 
 local ledger = {}
@@ -15,12 +16,17 @@ local ledger = {}
 ---@field session? Session
 ---@field alive? Guard       the liveness lock
 ---@field gone? boolean      the run is not ours any more
+---@field to_give_back? boolean  nothing of it was begun, which is no fault of the job's
 ---@field written boolean    its row tells how it ended, or is no concern of ours
 local Ledger = {}
 Ledger.__index = Ledger
 
 -- Between two looks whether runs that hold the same guards have ended.
 local STEP_EVERY = 0.1
+
+-- How long an earlier worker of the same run, which has found that it is not its own any more, may take to
+-- leave.
+local LEAVE_WITHIN, LEAVE_EVERY = 5, 0.05
 
 --- For the run of a request.
 ---@param request table
@@ -46,12 +52,17 @@ end
 
 --- The first lock of the run. Its name is not in the job's way.
 function Ledger:begin()
-  local err
-  self.alive, err = core.advisory(self.session, core.store_run_key(self.request.id),
-    { timeout = 0, on_busy = "return" }, false)
-  if not self.alive then
-    self.gone = true
-    return { state = "skipped", reason = "gone", error = err }
+  local deadline = core.monotonic() + LEAVE_WITHIN
+  while true do
+    local err
+    self.alive, err = core.advisory(self.session, core.store_run_key(self.request.id),
+      { timeout = 0, on_busy = "return" }, false)
+    if self.alive then
+      break
+    elseif core.monotonic() > deadline then
+      return { state = "skipped", reason = "gone", error = err }
+    end
+    core.sleep(LEAVE_EVERY)
   end
   if self.request.origin == "after" then
     self.row = core.store_run(self.session, self.request.id)
@@ -82,6 +93,33 @@ function Ledger:place_of(session, run)
     end
   end
   return (run.job.using or "default") .. ":"
+end
+
+-- What this process has named already.
+local named = {}
+
+--- Names for the keys of its guards, for ls and audits: a help, and no more.
+---@param plan PlannedGuard[]
+---@param held { planned: PlannedGuard, guard: Guard }[]
+function Ledger:name_locks(plan, held)
+  local new, words = {}, {}
+  for _, name in ipairs(guard_names.of(plan, held, self.session)) do
+    local word = ("%d:%d:%d:%s"):format(name.classid, name.objid, name.objsubid, name.name)
+    if not named[word] then
+      new[#new + 1], words[#words + 1] = name, word
+    end
+  end
+  if #new == 0 then
+    return
+  end
+  local ok, err = pcall(core.store_name_locks, self.session, new)
+  if not ok then
+    core.log("debug", "names of locks: " .. tostring(type(err) == "table" and err.message or err), {}, {})
+    return
+  end
+  for _, word in ipairs(words) do
+    named[word] = true
+  end
 end
 
 --- The step to running. Returns an outcome where it is not taken.
@@ -144,20 +182,26 @@ local function text_of(err)
   return err and tostring(err.message) or nil
 end
 
+-- Is it to be tried again as it is? Not where only the job's own database is away.
+local function is_unbegun(job, outcome)
+  return outcome.reason == "gone" or (job.using == nil or job.using == "default")
+    and outcome.error ~= nil and (outcome.error.kind == "connection" or outcome.error.kind == "lock_lost")
+end
+
 --- Write how it ended, where the session is there still, and give the liveness lock back.
+---@param job Job
 ---@param outcome Outcome
-function Ledger:finish(outcome)
+function Ledger:finish(job, outcome)
   if self.gone then
     self.written = true
-  elseif self.session and core.backend_pid(self.session) then
-    local reason = outcome.reason
-    if outcome.state == "cancelled" then
-      reason = self:reason()
-      if not reason then
-        return
-      end
+  elseif not self.alive then
+    self.to_give_back = is_unbegun(job, outcome)
+  elseif core.backend_pid(self.session) then
+    local reason = outcome.state == "cancelled" and self:reason() or outcome.reason
+    local ok, err = true, nil
+    if reason or outcome.state ~= "cancelled" then
+      ok, err = pcall(self.write, self, outcome, reason)
     end
-    local ok, err = pcall(self.write, self, outcome, reason)
     if not ok then
       core.log("error", "how the run ended could not be written: " .. tostring(err.message or err), {}, {})
     end

@@ -332,6 +332,11 @@ local function is_session_gone(run)
   return false
 end
 
+local function holds_locks(run)
+  local ledger, taken = run.options.ledger, run.taken
+  return ledger and ledger.alive or taken and #taken.held > 0
+end
+
 local function size_text(bytes)
   return bytes % 1048576 == 0 and ("%d MB"):format(bytes // 1048576) or ("%d bytes"):format(bytes)
 end
@@ -348,6 +353,10 @@ local function failed_work(run, err, refused, ended)
   elseif err.kind == "lock_lost" and is_session_gone(run) then
     err.hint = nil -- it names reconnect(), which the job's session does not allow
     return { state = "lost", error = err }
+  elseif err.kind == "connection" and holds_locks(run) and is_session_gone(run) then
+    local lost = failure("the session that holds the job's locks was lost: %s", err.message)
+    lost.kind = "lock_lost"
+    return { state = "lost", error = lost }
   elseif err.kind == "cancelled" or has_host and host.interrupted() then
     return { state = "cancelled", error = err }
   end
@@ -426,11 +435,11 @@ end
 -- The fields of the run's log lines.
 local function log_fields(run)
   local names, values = { "job", "slot", "attempt" }, {
-    run.job.name, os.date("!%Y-%m-%dT%H:%M:%SZ", run.slot // 1 | 0), tostring(run.attempt),
+    run.job.name, os.date("!%Y-%m-%dT%H:%M:%SZ", run.slot // 1 | 0), run.attempt,
   }
   for _, name in ipairs { "run_id", "fence" } do
     if run[name] then
-      names[#names + 1], values[#values + 1] = name == "run_id" and "run" or name, tostring(run[name])
+      names[#names + 1], values[#values + 1] = name == "run_id" and "run" or name, run[name]
     end
   end
   core.log_common(names, values)
@@ -447,6 +456,7 @@ local function begin_running(run, plan)
   local words, conflicts = guard_words.of(plan, run.taken.held, function(session)
     return ledger:place_of(session, run)
   end)
+  ledger:name_locks(plan, run.taken.held)
   local ended
   ended, run.fence = ledger:step(words, conflicts, run.settings, run.taken.waited)
   return ended
@@ -632,6 +642,10 @@ local function tell(run, event, outcome)
   elseif event == "again" then
     return core.log(level_of(event), ("the job is tried again in %.3g s"):format(outcome.again_in), {}, {})
   end
+  local ledger = run.options.ledger
+  if ledger and ledger.to_give_back then
+    return core.log("warning", "the job could not begin: its run is given back", outcome_fields(outcome))
+  end
   core.log(level_of(outcome.state), "job " .. outcome.state:gsub("_", " "), outcome_fields(outcome))
 end
 
@@ -673,7 +687,7 @@ local function attempt_once(job, options, attempt)
   if options.ledger then
     outcome.again_in = comes_again(job, outcome) and delay_before(job.settings.retry, attempt) or nil
     outcome.output = run.output:finish()
-    options.ledger:finish(outcome)
+    options.ledger:finish(job, outcome)
   end
   close(run)
   run.progress:finish()

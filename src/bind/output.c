@@ -95,9 +95,16 @@ static int core_log_common(lua_State *L)
     count = lua_rawlen(L, 1);
     fields = lua_newuserdatauv(L, (size_t)(count + 1) * sizeof *fields, 0);
     for (lua_Unsigned i = 0; i < count; i++) {
+        bool is_number;
+
         lua_rawgeti(L, 1, (lua_Integer)i + 1);
         lua_rawgeti(L, 2, (lua_Integer)i + 1);
-        fields[i] = (LogField){luaL_checkstring(L, -2), luaL_checkstring(L, -1), false};
+        is_number = lua_type(L, -1) == LUA_TNUMBER;
+        fields[i] = (LogField){luaL_checkstring(L, -2), luaL_checkstring(L, -1), is_number};
+        if (is_number) { /* a text by now */
+            lua_pushvalue(L, -1);
+            lua_rawseti(L, 2, (lua_Integer)i + 1);
+        }
         lua_pop(L, 2); /* the lists keep them */
     }
     fields[count] = (LogField){NULL, NULL, false};

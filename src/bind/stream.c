@@ -117,6 +117,27 @@ int stream_rows(lua_State *L)
     return 4; /* the iterator, no state, no control value, what closes it */
 }
 
+/*
+ * run_alone(session, sql): one statement, whose rows are dropped as they come. By the extended protocol,
+ * so that the server refuses a text with a second statement in it.
+ */
+static int run_alone(lua_State *L)
+{
+    Session *session = bind_session_check(L, 1);
+    Statement statement = {.sql = luaL_checkstring(L, 2)};
+    PGresult *row;
+    bool done = false;
+    Error err;
+
+    if (!session_stream(session, &statement, &err))
+        return args_raise(L, &err);
+    while ((row = session_stream_next(session, &done, &err)) != NULL)
+        PQclear(row);
+    if (!done || session_owes(session, &err))
+        return args_raise(L, &err);
+    return 0;
+}
+
 /* ---- COPY ------------------------------------------------------------------------------------ */
 
 typedef struct {
@@ -251,7 +272,8 @@ void stream_register(lua_State *L)
                                  {NULL, NULL}}));
     lua_setfield(L, -2, "__index");
     lua_pop(L, 2);
-    luaL_setfuncs(L, ((luaL_Reg[]){{"start_copy_in", start_copy_in},
+    luaL_setfuncs(L, ((luaL_Reg[]){{"run_alone", run_alone},
+                                   {"start_copy_in", start_copy_in},
                                    {"start_copy_out", start_copy_out},
                                    {NULL, NULL}}), 0);
 }

@@ -6,7 +6,7 @@
 
 #include <lua.h>
 
-/* Make the metatables, and add start_copy_in and start_copy_out to the table on top. */
+/* Make the metatables, and add run_alone, start_copy_in and start_copy_out to the table on top. */
 void stream_register(lua_State *L);
 
 /* db:rows(sql, …) */

@@ -24,6 +24,7 @@ struct Child {
     ProcessStatus status;
     Lines said, out, err;
     const LogField *fields;
+    Tail *tail;
 };
 
 /* ---- starting -------------------------------------------------------------------------------- */
@@ -128,12 +129,14 @@ bool child_say(Child *child, const json_t *message, Error *err)
     return sent > length || error_set(err, ERROR_USAGE, "the worker does not listen");
 }
 
-void child_set_fields(Child *child, const LogField *fields)
+void child_set_fields(Child *child, const LogField *fields, Tail *tail)
 {
     child->fields = fields;
+    child->tail = tail;
 }
 
-static void log_lines(const Child *child, Lines *lines, const char *from)
+/* `whole`: also what has no end yet. */
+static void log_lines(const Child *child, Lines *lines, const char *from, bool whole)
 {
     enum { FIELDS_MAX = 8 };
     LogField fields[FIELDS_MAX] = {{.name = "from", .value = from}};
@@ -144,8 +147,26 @@ static void log_lines(const Child *child, Lines *lines, const char *from)
         if (count < FIELDS_MAX - 1)
             fields[count++] = *field;
     }
-    while ((line = lines_next(lines)) != NULL)
+    while ((line = lines_next(lines)) != NULL || (whole && (line = lines_rest(lines)) != NULL)) {
         log_write(LOG_INFO, line, fields);
+        if (child->tail == NULL)
+            continue;
+        tail_append(child->tail, line, strlen(line));
+        tail_append(child->tail, "\n", 1);
+    }
+}
+
+static void read_output(Child *child, bool whole)
+{
+    lines_fill(&child->out);
+    log_lines(child, &child->out, "stdout", whole);
+    lines_fill(&child->err);
+    log_lines(child, &child->err, "stderr", whole);
+}
+
+void child_drain(Child *child)
+{
+    read_output(child, true);
 }
 
 /* The next message of those that were read. What is none is logged. */
@@ -191,14 +212,8 @@ ChildNews child_wait(Child *child, const Bell *bell, int64_t deadline_us, json_t
             process_read(child->process, &child->status);
         if (fds[2].revents != 0)
             lines_fill(&child->said);
-        if (fds[3].revents != 0) {
-            lines_fill(&child->out);
-            log_lines(child, &child->out, "stdout");
-        }
-        if (fds[4].revents != 0) {
-            lines_fill(&child->err);
-            log_lines(child, &child->err, "stderr");
-        }
+        if (fds[3].revents != 0 || fds[4].revents != 0)
+            read_output(child, false);
         if (fds[0].revents != 0) {
             bell_quiet(bell);
             return CHILD_RUNG;

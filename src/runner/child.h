@@ -8,7 +8,7 @@
  *              { "run": { id, job, file, sha256, … } }
  *   from it    { "ready": true }                           it has loaded what every run needs
  *              { "running": { "fence": 7 } }               the run's row says so now
- *              { "ended": { "state": …, "written": …, "reusable": … } }
+ *              { "ended": { "state": …, "written": …, "given_back": …, "reusable": … } }
  *
  * Its log lines go to our standard error as they are. What else it or its descendants write to
  * standard output or standard error is logged here, line by line. It and all its descendants end
@@ -19,6 +19,7 @@
 
 #include "base/error.h"
 #include "base/log.h"
+#include "base/tail.h"
 #include "runner/bell.h"
 
 #include <jansson.h>
@@ -31,8 +32,15 @@ bool child_start(Child **child, const json_t *settings, Error *err);
 /* Say something; `message` is borrowed. False: it does not listen any more. */
 bool child_say(Child *child, const json_t *message, Error *err);
 
-/* Fields for what it writes from now on; borrowed until the next call. NULL: none. */
-void child_set_fields(Child *child, const LogField *fields);
+/*
+ * Fields for what it and its descendants write to standard output and standard error from now on;
+ * borrowed until the next call. NULL: none. Its end is also kept in `tail`, unless that is NULL;
+ * likewise borrowed.
+ */
+void child_set_fields(Child *child, const LogField *fields, Tail *tail);
+
+/* Log what it has written by now, also where no line has ended. */
+void child_drain(Child *child);
 
 typedef enum {
     CHILD_SAID,     /* *message: the caller's to json_decref */

@@ -135,9 +135,9 @@ static bool announces_too_much(struct MHD_Connection *connection)
 }
 
 /* For libmicrohttpd: called with a request's head, with each piece of its body, and at its end. */
-static enum MHD_Result on_request(void *context, struct MHD_Connection *connection, const char *path,
-                                  const char *method, const char *version, const char *body,
-                                  size_t *body_size, void **seen)
+static enum MHD_Result on_request(void *context, struct MHD_Connection *connection,
+                                  const char *path, const char *method, const char *version,
+                                  const char *body, size_t *body_size, void **seen)
 {
     const union MHD_ConnectionInfo *info =
         MHD_get_connection_info(connection, MHD_CONNECTION_INFO_SOCKET_CONTEXT);
@@ -340,12 +340,15 @@ static int open_listener(const struct addrinfo *info)
     return fd;
 }
 
-/* A name may have addresses of both kinds: IPv4 is what most ask for then. Everywhere is IPv6. */
+/* A name may have addresses of both kinds: IPv4 is what most ask for then. */
 static int listen_on(const HttpAddress *address, Error *err)
 {
     const struct addrinfo hints = {
-        .ai_family = AF_UNSPEC, .ai_socktype = SOCK_STREAM, .ai_flags = AI_PASSIVE | AI_NUMERICSERV};
-    bool anywhere = address->host[0] == '\0';
+        .ai_family = AF_UNSPEC,
+        .ai_socktype = SOCK_STREAM,
+        .ai_flags = AI_PASSIVE | AI_NUMERICSERV,
+    };
+    bool anywhere = address->host[0] == '\0'; /* then a socket for IPv6 takes both */
     const int families[] = {anywhere ? AF_INET6 : AF_INET, anywhere ? AF_INET : AF_INET6};
     struct addrinfo *infos = NULL;
     int fd = -1;

@@ -79,3 +79,14 @@ char *lines_next(Lines *lines)
     lines->taken += left;
     return line;
 }
+
+char *lines_rest(Lines *lines)
+{
+    PQExpBuffer text = &lines->text;
+    char *rest = text->data + lines->taken;
+
+    if (PQExpBufferDataBroken(*text) || text->len == lines->taken)
+        return NULL;
+    lines->taken = text->len;
+    return rest;
+}

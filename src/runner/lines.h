@@ -25,4 +25,7 @@ bool lines_fill(Lines *lines);
  */
 char *lines_next(Lines *lines);
 
+/* What is left of a line that has not ended yet. NULL: nothing. Valid until the next call. */
+char *lines_rest(Lines *lines);
+
 #endif

@@ -394,7 +394,8 @@ static void append_workers(PQExpBuffer text, const MetricsNow *now)
 {
     append_head(text, "workers", "gauge", "Runs that can be at work here at once.");
     appendPQExpBuffer(text,
-                      "lockkeeper_workers{state=\"busy\"} %d\nlockkeeper_workers{state=\"free\"} %d\n",
+                      "lockkeeper_workers{state=\"busy\"} %d\n"
+                      "lockkeeper_workers{state=\"free\"} %d\n",
                       now->busy_workers, now->workers - now->busy_workers);
 }
 

@@ -15,6 +15,7 @@ enum {
     AGAIN_US = 1000000,   /* between two tries to start a process */
     SESSION_US = 5000000, /* how long the session of a process that is gone is waited for */
     SESSION_AGAIN_US = 50000,
+    BACK_US = 1000000,    /* before a run that could not be begun is due again */
     SLOT_TEXT_SIZE = 40,
     EXIT_TIMED_OUT = 124, /* of a worker process: see src/host/watcher.h */
     EXIT_LOST = 125,
@@ -37,6 +38,7 @@ typedef struct {
     int64_t kill_us;
     char slot_text[SLOT_TEXT_SIZE], id_text[TEXT_INTEGER_SIZE], fence_text[TEXT_INTEGER_SIZE];
     LogField fields[5];
+    Tail output; /* of its process and descendants, past what the process keeps itself */
 } Run;
 
 typedef struct {
@@ -185,6 +187,36 @@ static void write_end(Worker *worker, const StoreEnd *end)
         metrics_ended(pool->spec.metrics, worker->run->job, end->state, end->waited_s, end->ran_s);
 }
 
+/* Nothing of it was begun: it is due again, for whoever can. */
+static void give_back(Worker *worker)
+{
+    const Run *run = worker->run;
+    StoreRunner runner = worker->pool->spec.link->runner;
+    Session *session;
+    bool given, ok = run->id == 0;
+    Error err;
+
+    text_copy(runner.uuid, sizeof runner.uuid, run->runner);
+    while (!ok && (session = await_link(worker->pool)) != NULL) {
+        ok = store_give_back(session, &runner, run->id, &given, &err);
+        link_end(worker->pool->spec.link, ok ? NULL : &err);
+        if (!ok && err.kind != ERROR_CONNECTION) {
+            log_printf(LOG_ERROR, "run %" PRId64 " could not be given back: %s", run->id, err.message);
+            return;
+        }
+    }
+}
+
+/*
+ * Its session is gone. Where it was at work, it is lost once its liveness lock is free (runner.md
+ * 22), which whoever looks finds; before, it was only claimed.
+ */
+static void end_lost(Worker *worker)
+{
+    give_back(worker);
+    bell_ring(worker->pool->spec.lost);
+}
+
 /* As it is where nothing more is known. */
 static StoreEnd end_of(const Run *run, RunState state, const char *reason, const char *error)
 {
@@ -200,6 +232,28 @@ static StoreEnd end_of(const Run *run, RunState state, const char *reason, const
     };
 }
 
+/* Once its row was ended. */
+static void add_output(Worker *worker)
+{
+    const Run *run = worker->run;
+    char *text = run->id == 0 || run->output.written == 0 ? NULL : malloc(TAIL_SIZE);
+    size_t length = text == NULL ? 0 : tail_copy(&run->output, text);
+    bool ok = length == 0;
+    Session *session;
+    Error err;
+
+    while (!ok && (session = await_link(worker->pool)) != NULL) {
+        ok = store_add_output(session, run->id, run->runner, text, length, &err);
+        link_end(worker->pool->spec.link, ok ? NULL : &err);
+        if (!ok && err.kind != ERROR_CONNECTION) {
+            log_printf(LOG_ERROR, "what run %" PRId64 " has printed could not be kept: %s", run->id,
+                       err.message);
+            break;
+        }
+    }
+    free(text);
+}
+
 static void end_run(Worker *worker, RunState state, const char *reason, const char *error)
 {
     StoreEnd end = end_of(worker->run, state, reason, error);
@@ -207,14 +261,18 @@ static void end_run(Worker *worker, RunState state, const char *reason, const ch
     write_end(worker, &end);
 }
 
-static void log_end(const Run *run, const char *message, const char *error)
+static void log_orphan(const Run *run, const char *error)
 {
-    LogField fields[6];
+    LogField fields[7];
 
     memcpy(fields, run->fields, sizeof run->fields);
-    fields[4] = (LogField){.name = "error", .value = error};
-    fields[5] = (LogField){0};
-    log_write(LOG_ERROR, message, fields);
+    fields[4] = (LogField){.name = "reason", .value = run->cancel};
+    fields[5] = (LogField){.name = "error", .value = error};
+    fields[6] = (LogField){0};
+    if (run->cancel != NULL)
+        log_write(LOG_WARNING, "job cancelled", fields);
+    else
+        log_write(LOG_ERROR, "job ended with its process", fields);
 }
 
 /* The process is gone and has not ended its run. */
@@ -227,10 +285,10 @@ static void end_orphan(Worker *worker, int exit_code)
         snprintf(text, sizeof text, "the job's process was ended by signal %d", exit_code - 128);
     else
         snprintf(text, sizeof text, "the job's process ended with exit code %d", exit_code);
-    log_end(run, "job ended with its process", text);
+    log_orphan(run, text);
     end_session(worker);
     if (exit_code == EXIT_LOST)
-        bell_ring(worker->pool->spec.lost); /* only where its liveness lock is free (runner.md 22) */
+        end_lost(worker);
     else if (run->cancel != NULL)
         end_run(worker, RUN_CANCELLED, run->cancel, text);
     else if (exit_code == EXIT_TIMED_OUT)
@@ -269,17 +327,22 @@ static void end_told(Worker *worker, const json_t *ended)
     end.waited_s = seconds_field(ended, "waited");
     end.ran_s = seconds_field(ended, "ran");
     if (json_is_true(json_object_get(ended, "written"))) {
-        metrics_ended(worker->pool->spec.metrics, worker->run->job, end.state, end.waited_s,
-                      end.ran_s);
+        if (end.reason == NULL || strcmp(end.reason, "gone") != 0) /* else it is not ours */
+            metrics_ended(worker->pool->spec.metrics, worker->run->job, end.state, end.waited_s,
+                          end.ran_s);
         return;
     }
     end.error_kind = text_field(ended, "kind");
     end.sqlstate = text_field(ended, "sqlstate");
     end.detail = text_field(ended, "detail");
-    if (end.state == RUN_LOST)
-        bell_ring(worker->pool->spec.lost);
-    else
+    if (json_is_true(json_object_get(ended, "given_back"))) {
+        wait_for(NULL, 0, clock_deadline(BACK_US), WAIT_CLEANUP);
+        give_back(worker);
+    } else if (end.state == RUN_LOST) {
+        end_lost(worker);
+    } else {
         write_end(worker, &end);
+    }
 }
 
 /* ---- processes ------------------------------------------------------------------------------- */
@@ -417,6 +480,7 @@ static void accompany(Worker *worker, bool *reusable)
 
             drop_child(worker); /* nothing of it is left when the row says so */
             end_orphan(worker, exit_code);
+            add_output(worker);
             return;
         }
         if (news == CHILD_RUNG || news == CHILD_CANCELLED)
@@ -430,7 +494,9 @@ static void accompany(Worker *worker, bool *reusable)
         if ((part = json_object_get(message, "ended")) != NULL) {
             /* the signal may still be on its way */
             *reusable = json_is_true(json_object_get(part, "reusable")) && !run->told;
+            child_drain(worker->child);
             end_told(worker, part);
+            add_output(worker);
             json_decref(message);
             return;
         }
@@ -456,14 +522,14 @@ static void work(Worker *worker)
     }
     json_decref(message);
     if (worker->child != NULL) {
-        child_set_fields(worker->child, run->fields);
+        child_set_fields(worker->child, run->fields, &run->output);
         attend(worker);
         accompany(worker, &reusable);
     }
     if (worker->child != NULL && !(reusable && is_warm(worker) && !is_outdated(worker)))
         retire(worker);
     if (worker->child != NULL)
-        child_set_fields(worker->child, NULL);
+        child_set_fields(worker->child, NULL, NULL);
     worker->run = NULL;
     if (run->from_finish)
         bell_ring(worker->pool->spec.counted);

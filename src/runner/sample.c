@@ -10,13 +10,10 @@
 enum {
     FRESH_US = 2000000,
     STALE_US = 15000000,
-    PATIENCE_US = 1000000,
+    PATIENCE_US = 1500000, /* what two glances may take, and a connection on a good day */
     AGAIN_US = 5000000, /* after one that failed */
     IDLE_US = 120000000,
 };
-
-/* The server gives up by then; of the session that nobody else uses. */
-#define LIMIT_SQL "SET statement_timeout = '1s'"
 
 struct Sampler {
     const char *conninfo;
@@ -95,12 +92,12 @@ static bool ask(Sampler *sampler, Sample *sample, Error *err)
     Statement locks = {.constant = true}, state = {.sql = STATE_SQL, .constant = true};
 
     locks.sql = session->server_version < 140000 ? LOCKS_SQL_13 : LOCKS_SQL_14;
-    sample->locks = transact(session, &locks, TRANSACT_READ, WAIT_NORMAL, err);
+    sample->locks = transact(session, &locks, TRANSACT_GLANCE, WAIT_NORMAL, err);
     if (sample->locks == NULL)
         return false;
     if (!sampler->tables)
         return true;
-    sample->state = transact(session, &state, TRANSACT_READ, WAIT_NORMAL, err);
+    sample->state = transact(session, &state, TRANSACT_GLANCE, WAIT_NORMAL, err);
     return sample->state != NULL;
 }
 
@@ -127,8 +124,10 @@ static bool connect_once(Sampler *sampler, Error *err)
         session_new(sampler->conninfo, NULL, "lockkeeper: metrics", POOLER_UNKNOWN);
     if (sampler->session == NULL)
         return error_set(err, ERROR_USAGE, "out of memory");
-    return session_open(sampler->session, err) &&
-           session_run(sampler->session, LIMIT_SQL, WAIT_NORMAL, err);
+    if (session_open(sampler->session, err))
+        return true;
+    disconnect(sampler);
+    return false;
 }
 
 /* Half of a sample is of use, too: what was not to be had is not known. */
@@ -141,7 +140,8 @@ static void take(Sampler *sampler)
         log_write(LOG_WARNING, "metrics could not be asked of the database",
                   (LogField[]){{.name = "error", .value = err.message}, {0}});
         sampler->again_us = clock_deadline(AGAIN_US);
-        disconnect(sampler);
+        if (err.kind == ERROR_CONNECTION)
+            disconnect(sampler);
     }
     if (sample.locks != NULL) {
         sample.taken_us = clock_monotonic_us();

@@ -31,9 +31,9 @@ void sampler_free(Sampler *sampler);
 void sampler_run(Sampler *sampler);
 
 /*
- * The newest sample, asked for anew if it is older than 2 s. Waits for an answer at most as long as
- * the server may take for it, 1 s; then the former one, or NULL where that is too old to tell
- * anything (15 s). Valid until the next call; there is one caller.
+ * The newest sample, asked for anew if it is older than 2 s. Waits 1.5 s at most; then it is the
+ * former one, or NULL where that is too old to tell anything (15 s). Valid until the next call;
+ * there is one caller.
  *   linked  false: the database is away, and is not asked
  */
 const Sample *sampler_get(Sampler *sampler, bool linked);

@@ -115,6 +115,9 @@ static const char *const MIGRATIONS[] = {
     "  WHERE state = 'due' AND overlap = 'queue' AND claims = 0 AND attempt = 1 AND NOT catches_up;\n"
     "CREATE INDEX run_active ON lockkeeper.run (job, slot)\n"
     "  WHERE state IN ('due', 'claimed', 'running');\n"
+    "CREATE INDEX run_replacing ON lockkeeper.run (job, slot)\n"
+    "  WHERE state IN ('due', 'claimed', 'running') AND overlap = 'replace' AND attempt = 1\n"
+    "    AND NOT catches_up;\n"
     "CREATE INDEX run_due ON lockkeeper.run (due_at) WHERE state = 'due';\n"
     "CREATE INDEX run_lost ON lockkeeper.run (over_at) WHERE state = 'lost';\n"
     "CREATE INDEX run_job ON lockkeeper.run (job, id);\n"
@@ -378,6 +381,12 @@ bool schema_migrate(Session *session, int *before, int *after, Error *err)
 
     if (session_transaction(session) != PQTRANS_IDLE)
         return error_usage(err, "the schema can't be made inside a transaction");
+    if (!session_open(session, err))
+        return false;
+    if (session->in_recovery) {
+        refuse(err, "25006", "the schema lockkeeper can't be made here: the server is a standby");
+        return error_hint(err, "Make it on the primary; standbys follow.");
+    }
     if (!session_begin(session, "ISOLATION LEVEL READ COMMITTED READ WRITE", &block, err))
         return false;
     if (lock_out_others(session, err) && migrate(session, before, err) &&

@@ -291,6 +291,13 @@ typedef struct {
 bool store_end(Session *session, const StoreEnd *end, bool *ended, int64_t *retry, Error *err);
 
 /*
+ * Add to what a run has printed, also where it has ended: what its processes wrote past it. What is
+ * too much is left out at the beginning.
+ */
+bool store_add_output(Session *session, int64_t run, const char *runner, const char *output,
+                      size_t length, Error *err);
+
+/*
  * End the session that holds a run's liveness lock, which nobody uses any more: its process is gone.
  *   *gone  out: there was none
  */

@@ -9,8 +9,8 @@
 /*
  * $1 runner, $2 its host, $3 free workers, $4 to $9: the columns of `asked`.
  *
- * Rows that are there already, which in a contest are most, cost one look into the index. The rest
- * is inserted in order, so that hosts wait for each other in one direction only. Rows with number 0
+ * Rows that are there already, which in a contest are most, cost one look into the index (OFFSET 0
+ * keeps the planner from joining instead: it takes the list for a short one). The rest is inserted in order, so that hosts wait for each other in one direction only. Rows with number 0
  * were refused, although nothing was seen that forbids them: another host has inserted the same
  * meanwhile, or has queued another run of the job.
  */
@@ -24,7 +24,7 @@ static const char CLAIM_SQL[] =
     "    FROM asked a LEFT JOIN lockkeeper.job j ON j.name = a.job"
     "   WHERE NOT EXISTS (SELECT FROM lockkeeper.run r"
     "           WHERE r.job = a.job AND r.origin = a.origin AND r.slot = a.slot"
-    "             AND r.attempt = 1 AND r.parent = 0)"
+    "             AND r.attempt = 1 AND r.parent = 0 OFFSET 0)"
     "), " DECIDE ", counted AS ("
     "  SELECT d.*, d.reason IS NULL AND d.begins"
     "              AND row_number() OVER (PARTITION BY d.reason IS NULL AND d.begins"
@@ -50,8 +50,7 @@ static const char CLAIM_SQL[] =
     " SELECT 0, c.job, c.origin, " US("c.slot") ", 1, 0, 0, 'skipped', 'busy', NULL"
     "   FROM counted c"
     "  WHERE c.overlap = 'queue' AND c.reason IS NULL AND NOT c.catches_up"
-    "    AND NOT EXISTS (SELECT FROM inserted i"
-    "          WHERE i.job = c.job AND i.origin = c.origin AND i.slot = c.slot)";
+    "    AND (c.job, c.origin, c.slot) NOT IN (SELECT i.job, i.origin, i.slot FROM inserted i)";
 enum { CLAIM_JOB, CLAIM_ORIGIN, CLAIM_SLOT, CLAIM_OVERLAP, CLAIM_CATCHES_UP, CLAIM_SKIP,
        CLAIM_ARRAYS };
 enum { CLAIM_BEFORE_ARRAYS = 3, CLAIM_PARAMETERS = CLAIM_BEFORE_ARRAYS + CLAIM_ARRAYS };
@@ -188,8 +187,7 @@ bool store_claim(Session *session, const StoreRunner *runner, const StoreSlot *s
  */
 #define REPLACED(r)                                                                                \
     "EXISTS (SELECT FROM lockkeeper.run n"                                                         \
-    " WHERE n.job = " r ".job AND n.state IN " ACTIVE " AND n.slot > " r ".slot"                   \
-    "   AND n.overlap = 'replace' AND n.attempt = 1 AND NOT n.catches_up)"
+    " WHERE n.job = " r ".job AND n.slot > " r ".slot AND " REPLACES("n") " OFFSET 0)"
 #define CAN_BEGIN(r)                                                                               \
     "(" r ".overlap = 'allow' AND NOT " r ".catches_up OR NOT EXISTS ("                            \
     " SELECT FROM lockkeeper.run e"                                                                \
@@ -243,12 +241,18 @@ void store_waiting_clear(StoreWaiting *waiting)
 static const char TAKE_SQL[] =
     "WITH outdated AS ("
     "  SELECT r.id FROM lockkeeper.run r"
-    "   WHERE r.state = 'due' AND r.job = ANY ($4) AND " REPLACED("r")
+    "   WHERE r.id = ANY (ARRAY("
+    "           SELECT d.id FROM lockkeeper.run n CROSS JOIN LATERAL ("
+    "             SELECT e.id FROM lockkeeper.run e"
+    "              WHERE e.job = n.job AND e.slot < n.slot AND e.state IN " ACTIVE
+    "                AND " IS_DUE("e") " OFFSET 0) d"
+    "            WHERE n.job = ANY ($4) AND " REPLACES("n") "))"
+    "     AND " IS_DUE("r")
     "     FOR UPDATE OF r SKIP LOCKED"
     "), replaced AS ("
     "  UPDATE lockkeeper.run r"
     "     SET state = 'skipped', reason = 'replaced', ended_at = clock_timestamp()"
-    "    FROM outdated o WHERE r.id = o.id AND r.state = 'due'"
+    "   WHERE r.id = ANY (ARRAY(SELECT o.id FROM outdated o)) AND " IS_DUE("r")
     "), chosen AS ("
     "  SELECT r.id FROM lockkeeper.run r"
     "   WHERE r.state = 'due' AND r.due_at <= now() AND r.job = ANY ($4)"
@@ -260,7 +264,7 @@ static const char TAKE_SQL[] =
     "  UPDATE lockkeeper.run r"
     "     SET state = 'claimed', runner = $1, host = $2, claimed_at = clock_timestamp(),"
     "         claims = r.claims + 1"
-    "    FROM chosen c WHERE r.id = c.id AND r.state = 'due'"
+    "   WHERE r.id = ANY (ARRAY(SELECT c.id FROM chosen c)) AND " IS_DUE("r")
     "  RETURNING r.*"
     ")"
     " SELECT " RUN_COLUMNS("t") " FROM taken t ORDER BY t.due_at";

@@ -267,15 +267,18 @@ bool store_end(Session *session, const StoreEnd *end, bool *ended, int64_t *retr
 static const char OUTPUT_SQL[] =
     "UPDATE lockkeeper.run r SET output = $3"
     " WHERE r.id = $1 AND r.runner = $2 AND r.state IN ('claimed', 'running')";
+static const char ADD_OUTPUT_SQL[] =
+    "UPDATE lockkeeper.run r SET output = right(coalesce(r.output, '') || $3, 65536)"
+    " WHERE r.id = $1 AND r.runner = $2";
 
-bool store_output(Session *session, int64_t run, const char *runner, const char *output,
-                  size_t length, Error *err)
+static bool write_output(Session *session, const char *sql, int64_t run, const char *runner,
+                         const char *output, size_t length, Error *err)
 {
     for (int ascii = 0; ascii <= 1; ascii++) {
         PQExpBufferData clean;
         PGresult *result = NULL;
         Statement statement = {
-            .sql = OUTPUT_SQL,
+            .sql = sql,
             .count = 3,
             .types = (Oid[]){TYPE_INT8, TYPE_UUID, TYPE_TEXT},
             .constant = true,
@@ -294,6 +297,18 @@ bool store_output(Session *session, int64_t run, const char *runner, const char 
             return false;
     }
     return false;
+}
+
+bool store_output(Session *session, int64_t run, const char *runner, const char *output,
+                  size_t length, Error *err)
+{
+    return write_output(session, OUTPUT_SQL, run, runner, output, length, err);
+}
+
+bool store_add_output(Session *session, int64_t run, const char *runner, const char *output,
+                      size_t length, Error *err)
+{
+    return write_output(session, ADD_OUTPUT_SQL, run, runner, output, length, err);
 }
 
 static const char TERMINATE_SQL[] =
@@ -400,8 +415,7 @@ static const char REQUESTS_SQL[] =
     "  FROM lockkeeper.run r"
     " WHERE r.runner = $1 AND r.state IN ('claimed', 'running')"
     "   AND (r.cancel_at IS NOT NULL OR EXISTS (SELECT FROM lockkeeper.run n"
-    "         WHERE n.job = r.job AND n.state IN " ACTIVE " AND n.slot > r.slot"
-    "           AND n.overlap = 'replace' AND n.attempt = 1 AND NOT n.catches_up))";
+    "         WHERE n.job = r.job AND n.slot > r.slot AND " REPLACES("n") "))";
 
 bool store_requests(Session *session, const StoreRunner *runner, StoreRuns *runs, Error *err)
 {

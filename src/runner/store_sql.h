@@ -32,6 +32,17 @@
 
 #define ACTIVE "('due', 'claimed', 'running')"
 
+/*
+ * The same as r.state = 'due', where r is to be found by its job or number: plans are made when next to
+ * nothing is due, and must not walk through all that is when there is much.
+ */
+#define IS_DUE(r) "CASE " r ".state WHEN 'due' THEN true END"
+
+/* A run r that replaces those of its job with an earlier slot. */
+#define REPLACES(r)                                                                                \
+    r ".state IN " ACTIVE " AND " r ".overlap = 'replace' AND " r ".attempt = 1"                   \
+    " AND NOT " r ".catches_up"
+
 /* The columns that runs_read reads, of an alias of lockkeeper.run. */
 #define RUN_COLUMNS(r)                                                                             \
     r ".id, " r ".job, " r ".origin, " US(r ".slot") ", " r ".attempt, " r ".parent, "             \

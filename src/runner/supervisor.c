@@ -52,6 +52,7 @@ typedef struct {
     char host[256];
     bool older_zones;  /* another supervisor has newer time-zone data */
     bool waiting;      /* there may be rows to be taken */
+    int64_t take_next_us; /* when the next row becomes due, by the monotonic clock */
     bool has_finish;   /* jobs whose schedule counts from their last end */
     bool has_replace;  /* jobs of which a newer run replaces one at work */
     bool linked_once;
@@ -454,8 +455,6 @@ static void tick_main(void *argument)
 
 /* ---- rows to be taken --------------------------------------------------------------------------- */
 
-static int64_t take_next_us; /* when the next row becomes due, by the monotonic clock */
-
 static bool take_rows(Supervisor *s, Session *session, Error *err)
 {
     StoreWaiting waiting = {0};
@@ -473,7 +472,7 @@ static bool take_rows(Supervisor *s, Session *session, Error *err)
     if (!ok)
         return false;
     s->waiting = waiting.count > 0;
-    take_next_us = waiting.next_us == STORE_NO_TIME ? CLOCK_NEVER : link_when(&s->link, waiting.next_us);
+    s->take_next_us = waiting.next_us == STORE_NO_TIME ? CLOCK_NEVER : link_when(&s->link, waiting.next_us);
     names = calloc((size_t)waiting.count + 1, sizeof *names);
     for (int i = 0; names != NULL && i < waiting.count; i++) {
         const Job *job = job_set_find(&s->jobs, store_waiting_job(&waiting, i));
@@ -495,23 +494,23 @@ static bool take_rows(Supervisor *s, Session *session, Error *err)
 static void take_main(void *argument)
 {
     Supervisor *s = argument;
-    int64_t deadline_us = 0;
+    int64_t poll_us = 0;
 
+    s->take_next_us = CLOCK_NEVER;
     for (;;) {
+        int64_t deadline_us = s->take_next_us < poll_us ? s->take_next_us : poll_us;
         WaitEnd end = bell_wait(&s->take, deadline_us);
 
         if (s->ending)
             return;
-        deadline_us = clock_deadline(POLL_US);
-        take_next_us = CLOCK_NEVER;
-        if (s->draining || !s->link.serving)
-            continue;
         /* While nothing waits, a worker that has become free is no reason to ask. */
         if (end != WAIT_DEADLINE && !s->waiting)
             continue;
-        if (pool_free_workers(s->pool) > 0)
+        poll_us = clock_deadline(POLL_US);
+        s->take_next_us = CLOCK_NEVER;
+        s->waiting = true; /* where it can't be asked now */
+        if (!s->draining && s->link.serving && pool_free_workers(s->pool) > 0)
             with_link(s, "rows could not be taken", take_rows);
-        deadline_us = take_next_us < deadline_us ? take_next_us : deadline_us;
     }
 }
 

@@ -9,6 +9,8 @@
     SET("lock_timeout", "10s") ", "                                                                \
     SET("statement_timeout", "60s") ", "                                                           \
     SET("array_nulls", "on") ", "                                                                  \
+    SET("enable_seqscan", "off") ", "                                                              \
+    SET("jit", "off") ", "                                                                         \
     SET("extra_float_digits", "1")
 #define DURABLE                                                                                    \
     "CASE WHEN pg_catalog.current_setting('synchronous_commit')"                                   \
@@ -18,15 +20,17 @@
 
 static const char *const BEGIN_SQL[] = {
     [TRANSACT_READ] = "BEGIN ISOLATION LEVEL READ COMMITTED READ ONLY",
+    [TRANSACT_GLANCE] = "BEGIN ISOLATION LEVEL READ COMMITTED READ ONLY",
     [TRANSACT_WRITE] = "BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE",
     [TRANSACT_CLAIM] = "BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE",
 };
 
 static const char *const SETTINGS_SQL[] = {
     [TRANSACT_READ] = "SELECT " SETTINGS,
+    [TRANSACT_GLANCE] = "SELECT " SETTINGS ", " SET("statement_timeout", "500ms") ", " SET("jit", "off"),
     [TRANSACT_WRITE] = "SELECT " SETTINGS ", " DURABLE,
     [TRANSACT_CLAIM] = "SELECT " SETTINGS ", " DURABLE ", "
-                       SET("plan_cache_mode", "force_generic_plan") ", " SET("jit", "off"),
+                       SET("plan_cache_mode", "force_generic_plan"),
 };
 
 static const char ROLE_SQL[] = "SET LOCAL role TO DEFAULT";

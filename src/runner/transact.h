@@ -4,8 +4,9 @@
  * The session may be anybody's: a job's own, with settings of its owner's. So the transaction is
  * READ COMMITTED, finds nothing but pg_catalog's functions, types and operators by an unqualified
  * name (which is why the statements of this floor qualify only tables), has synchronous_commit at
- * least on, has the session's own role again where somebody has SET another, and its waits for locks
- * have an end, but no sooner than after 10 s.
+ * least on, is planned by the indexes, however small the tables were when it was first planned, has
+ * the session's own role again where somebody has SET another, and its waits for locks have an end,
+ * but no sooner than after 10 s.
  */
 #ifndef LOCKKEEPER_RUNNER_TRANSACT_H
 #define LOCKKEEPER_RUNNER_TRANSACT_H
@@ -14,6 +15,7 @@
 
 typedef enum {
     TRANSACT_READ,  /* READ ONLY: works on a standby too */
+    TRANSACT_GLANCE, /* READ that gives up after half a second */
     TRANSACT_WRITE,
     TRANSACT_CLAIM, /* WRITE, planned without a look at the values: the same plan for one row and for
                        thousands, by the indexes */

@@ -106,7 +106,8 @@ local function execute(request)
   local err = outcome.error or {}
   say { ended = { state = outcome.state, reason = outcome.reason, written = written,
     error = outcome.error and tostring(err.message), kind = err.kind, sqlstate = err.sqlstate,
-    detail = err.detail, waited = outcome.waited, ran = outcome.ran, reusable = REUSABLE[outcome.state] and written } }
+    detail = err.detail, waited = outcome.waited, ran = outcome.ran,
+    reusable = REUSABLE[outcome.state] and written } }
 end
 
 function work.main(values)
