@@ -2,14 +2,14 @@
 --
 -- Usage, from the source's folder:
 --   LOCKKEEPER_BIN=build/lockkeeper lua5.4 tests/faults/scenes.lua [-v] [NAME...]
--- NAME: a file of scenes/; default: all. -v: also what the supervisors logged beyond their runs' ends. Prints what is
--- wrong. Exit code 1 where anything is.
+-- NAME: a file of scenes/; default: all. -v: also what the supervisors warned of. Prints what is wrong. Exit
+-- code 1 where anything is.
 package.path = "./?.lua;./?/init.lua;" .. package.path
 local hosts = require "tests.faults.hosts"
 local sandbox = require "tests.support.sandbox"
 
-local verbose = arg[1] == "-v" and table.remove(arg, 1) ~= nil
-local names = arg
+local names = table.move(arg, 1, #arg, 1, {})
+local verbose = names[1] == "-v" and table.remove(names, 1) ~= nil
 if #names == 0 then
   for name in sandbox.capture("ls tests/faults/scenes"):gmatch("([%w_]+)%.lua") do
     names[#names + 1] = name

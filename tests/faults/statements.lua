@@ -1,14 +1,14 @@
--- A supervisor is killed at each of its statements, before the server gets it and after it has been executed; it is
--- killed at each statement of its workers, and they are. Each time another supervisor finds what was left: every
--- slot has its row, what was at work is lost and tried again, nothing is done twice and nothing hangs.
+-- A supervisor is killed at each of its statements, before the server gets it and after it has been executed;
+-- it is killed at each statement of its workers, and they are. Each time another supervisor finds what was
+-- left: every slot has its row, what was at work is lost and tried again, nothing is done twice and nothing
+-- hangs.
 --
 -- Usage, from the source's folder:
 --   LOCKKEEPER_BIN=build/lockkeeper lua5.4 tests/faults/statements.lua [MOST [SERIES [FIRST]]]
--- MOST: statements of each series (default 40). SERIES: a pattern for which. Prints a line a kill. Exit code 1 where
--- anything is wrong.
+-- MOST: statements of each series (default 40). SERIES: a pattern for which. FIRST: the first (default 1).
+-- Prints a line a kill. Exit code 1 where anything is wrong.
 package.path = "./?.lua;./?/init.lua;" .. package.path
 local deaths = require "tests.faults.deaths"
-local t = require "tests.support"
 
 local MOST = tonumber(arg[1]) or 40
 local PATTERN = arg[2] or ""

@@ -69,8 +69,9 @@ end
 
 --- The text of a witnessed job.
 ---@param name string
----@param definition table  keys of lock.job, and `seconds` that it is at work (default 0.2), `after_work`: the
----                         text of a function that is called then, `alone`; values that begin with "=" are Lua
+---@param definition table  keys of lock.job, and `seconds` that it is at work (default 0.2), `after_work`:
+---                         the text of a function that is called then, `alone`; values that begin with "="
+---                         are Lua
 ---@return string
 function M.job(name, definition)
   local lines = { ("lock.job(%q, {"):format(name) }
@@ -113,10 +114,11 @@ with span as (
 --- Derived from the witness alone.
 local SEEN = {
   -- Two runs of a job, or under the same guard, at work at once.
-  [[select format('overlap: runs %s and %s of %s were at work at once for %s ms from %s', a.run, b.run, a.alone,
-           round(1000 * extract(epoch from least(a.last, b.last) - greatest(a.first, b.first)), 1),
+  [[select format('overlap: runs %s and %s of %s were at work at once for %s ms from %s', a.run, b.run,
+           a.alone, round(1000 * extract(epoch from least(a.last, b.last) - greatest(a.first, b.first)), 1),
            greatest(a.first, b.first))
-      from span a join span b on a.alone = b.alone and a.run < b.run and a.first <= b.last and b.first <= a.last]],
+      from span a join span b on a.alone = b.alone and a.run < b.run
+       and a.first <= b.last and b.first <= a.last]],
   -- One slot done twice.
   [[select format('double slot: %s has begun %s times for %s (attempt %s), in runs %s', job, sum(starts),
            to_timestamp(slot), attempt, string_agg(run::text, ', ' order by run))
@@ -135,7 +137,8 @@ local TOLD = {
       from lockkeeper.run where state in ('due', 'claimed', 'running')]],
   [[select format('unknown: the witness saw run %s of %s, which has no row', s.run, s.job)
       from span s where not exists (select from lockkeeper.run r where r.id = s.run and r.job = s.job)]],
-  [[select format('another slot: the witness saw run %s of %s for another slot than its row has', s.run, s.job)
+  [[select format('another slot: the witness saw run %s of %s for another slot than its row has', s.run,
+           s.job)
       from span s join lockkeeper.run r on r.id = s.run
      where abs(extract(epoch from r.slot)::float8 - s.slot) > 0.000001 or r.attempt <> s.attempt]],
   [[select format('not seen: run %s of %s has succeeded, and the witness saw %s', r.id, r.job,
@@ -143,7 +146,8 @@ local TOLD = {
       from lockkeeper.run r left join span s on s.run = r.id
      where r.state = 'succeeded' and s.ends is distinct from 1
        and exists (select from public.witness w where w.job = r.job)]],
-  [[select format('seen: run %s of %s is %s (%s), and the witness saw it at work', r.id, r.job, r.state, r.reason)
+  [[select format('seen: run %s of %s is %s (%s), and the witness saw it at work', r.id, r.job, r.state,
+           r.reason)
       from lockkeeper.run r join span s on s.run = r.id where r.state = 'skipped']],
 }
 

@@ -1,5 +1,5 @@
---- The witness of the fault tests (tests/faults/witness.lua) is shown to see what it is there for: faults that
---- are planted, one at a time, into what an orderly run has left.
+--- The witness of the fault tests (tests/faults/witness.lua) is shown to see what it is there for: faults
+--- that are planted, one at a time, into what an orderly run has left.
 
 local t = require "tests.support"
 local witness = require "tests.faults.witness"
@@ -16,7 +16,8 @@ describe("the witness", function()
       select %d, '%s', 'schedule', to_timestamp(%d), %d, '%s', %s, now() where %s;
       insert into public.witness (run, job, slot, attempt, fence, alone, what, at)
       select %d, '%s', %s, %d, %d, '%s', what, to_timestamp(at)
-        from (values ('start', %f), ('mark', %f), ('end', %f)) as v(what, at) where %s and what <> '%s']]):format(
+        from (values ('start', %f), ('mark', %f), ('end', %f)) as v(what, at)
+       where %s and what <> '%s']]):format(
       id, job, slot, more.attempt or 1, state, more.reason and "'" .. more.reason .. "'" or "null",
       tostring(more.row ~= false), id, job, more.says or slot, more.attempt or 1, more.fence or id,
       more.alone or job, from, (from + to) / 2, to, tostring(seen), more.without or ""))

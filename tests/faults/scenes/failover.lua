@@ -1,5 +1,5 @@
---- runner.md 25: the server is restarted, crashes, and is replaced by a promoted standby that a multi-host conninfo
---- names too: the runner goes on by itself, on the only server that takes writes.
+--- runner.md 25: the server is restarted, crashes, and is replaced by a promoted standby that a multi-host
+--- conninfo names too: the runner goes on by itself, on the only server that takes writes.
 
 local hosts = require "tests.faults.hosts"
 local t = require "tests.support"
