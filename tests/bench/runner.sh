@@ -38,6 +38,7 @@ serve() {
   pid=$!
   for ((i = 0; i < 600; i++)); do
     ! grep -q 'msg=serving' "$work/log" || return 0
+    kill -0 "$pid" 2>/dev/null || break
     sleep 0.1
   done
   cat "$work/log" >&2
@@ -66,7 +67,7 @@ median() { sort -g | awk '{ v[NR] = $1 } END { print NR ? v[int((NR + 1) / 2)] :
 cat >"$work/idle.lua" <<'LUA'
 local lock = require "lockkeeper"
 for i = 1, 10000 do
-  lock.job { name = ("idle:%05d"):format(i), schedule = { cron = "~ ~ 29 2 *" }, run = function() end }
+  lock.job(("idle:%05d"):format(i), { schedule = "~ ~ 29 2 *", run = function() end })
 end
 LUA
 serve "$work/idle.lua"
@@ -83,9 +84,9 @@ stop
 cat >"$work/lag.lua" <<'LUA'
 local lock = require "lockkeeper"
 for i = 1, 3 do
-  lock.job { name = "lag:" .. i, schedule = { every = "1s" }, run = function(job)
+  lock.job("lag:" .. i, { every = "1s", run = function(job)
     print(("%.3f"):format((require("lockkeeper.core").now() - job.slot) * 1000))
-  end }
+  end })
 end
 LUA
 lags() { sed -n 's/^.*msg=\([0-9.]*\) .*$/\1/p' "$work/log" | tail -n +7 | median; }
@@ -101,10 +102,10 @@ stop
 cat >"$work/burst.lua" <<'LUA'
 local lock = require "lockkeeper"
 for i = 1, 3000 do
-  lock.job { name = ("burst:%04d"):format(i), schedule = { cron = "@start" }, run = function() end }
+  lock.job(("burst:%04d"):format(i), { schedule = "@start", run = function() end })
 end
 LUA
-serve "$work/burst.lua" --workers 4 --warm 4 --log-level warning
+serve "$work/burst.lua" --workers 4 --warm 4 
 for ((i = 0; i < 600; i++)); do
   [ "$(ask "select count(*) from lockkeeper.run where ended_at is not null")" -lt 3000 ] || break
   sleep 0.5

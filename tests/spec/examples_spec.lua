@@ -242,6 +242,21 @@ describe("scripts/examples/many_databases.lua", function()
   end)
 end)
 
+describe("scripts/examples/housekeeping.lua", function()
+  it("deletes the oldest rows, a thousand at a time, and vacuums after it", function()
+    finally(function() t.psql("drop table if exists lockkeeper_visits") end)
+    local code, _, err = t.run("run", "scripts/examples/housekeeping.lua")
+    assert.equal(0, code, err) -- there is no such table
+    t.psql("create table lockkeeper_visits as select generate_series(1, 11500) as id")
+    for _, expected in ipairs { "10500|1001", "10000|1501", "10000|1501" } do
+      code, _, err = t.run("run", "scripts/examples/housekeeping.lua")
+      assert.equal(0, code, err)
+      assert.equal(expected, t.psql("select count(*), min(id) from lockkeeper_visits"))
+    end
+    assert.matches("vacuumed", err)
+  end)
+end)
+
 -- Its Lua blocks that begin with the name of a file, such as "-- jobs.lua", by that name.
 local function named_blocks()
   local files = {}
@@ -285,5 +300,6 @@ describe("the README", function()
         env = { DATABASE_URL = t.conninfo() }, cwd = folder })
       assert.equal(0, child:wait(), text .. "\n" .. child:stderr())
     end
+    t.psql("set client_min_messages = warning; drop schema if exists lockkeeper cascade")
   end)
 end)

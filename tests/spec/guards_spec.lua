@@ -46,7 +46,10 @@ local function with_table(name)
   made[#made + 1] = "drop table " .. name
 end
 
-setup(function() core.log_configure("error") end)
+setup(function()
+  core.log_configure("error")
+  t.observe("select 1") -- begun inside a job, the observer would end with it
+end)
 teardown(function() core.log_configure("info") end)
 
 after_each(function()
@@ -430,7 +433,7 @@ describe("runner.md 16: a guard that was lost in the middle", function()
       job.db:exec("select pg_advisory_unlock_all()")
       return "fine"
     end)
-    assert.is_nil(outcome.result)
+    assert.equal("fine", outcome.result) -- which is kept with the run
     lost(function(job) job.db:exec("discard all") end)
     lost(function(job) job.db:query("select pg_advisory_unlock($1)", (lock.key("guards-spec"))) end)
     lost(function(job) job.db:query("select pg_advisory_unlock($1)", (lock.key("job:" .. job.name))) end)
