@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # The first minute with Lockkeeper: installs what is missing (Debian 12, as root or with sudo),
-# builds, starts a private PostgreSQL, and lets two processes compete for one lock.
+# builds, starts a private PostgreSQL, lets two processes compete for one lock, and has two supervisors
+# serve the same jobs. About a minute, once everything is built.
 #
 #   scripts/quickstart.sh
 set -euo pipefail
@@ -81,6 +82,52 @@ lockkeeper run --embedded "$job" now
 echo "Once more: nothing is left to do."
 lockkeeper run --embedded "$job" now
 
+title "7. Jobs by the clock, on two hosts at once: lockkeeper serve"
+cat <<'END'
+scripts/examples/housekeeping.lua keeps that table small: every two seconds it deletes some old rows,
+and vacuums after it. Two supervisors serve it for 16 seconds, as on two hosts: whoever is first takes
+a due time (a slot), and the other leaves it alone. The jobs of scripts/examples/maintenance are
+served too, but are due at night.
+END
+logs=$(mktemp -d)
+supervisors=()
+stop() {
+  [ ${#supervisors[@]} -eq 0 ] || kill "${supervisors[@]}" 2>/dev/null || true
+  wait
+  rm -rf "$logs"
+}
+trap stop EXIT
+for host in one two; do
+  # SIGTERM goes to the supervisor itself, so no function of the shell here.
+  build/lockkeeper serve --embedded --workers 2 scripts/examples/housekeeping.lua \
+    scripts/examples/maintenance 2>"$logs/$host" &
+  supervisors+=($!)
+done
+for host in one two; do
+  for _ in {1..500}; do
+    grep -q 'msg=serving' "$logs/$host" && break
+    sleep 0.02
+  done
+  grep -q 'msg=serving' "$logs/$host" || { cat "$logs/$host" >&2 && exit 1; }
+done
+begun=$(date -u +%Y-%m-%dT%H:%M:%SZ)
+sleep 16
+echo
+lockkeeper jobs --embedded
+kill "${supervisors[@]}"
+wait "${supervisors[@]}"
+supervisors=()
+echo
+lockkeeper history --embedded expire-visits --since "$begun" --limit all
+lockkeeper db psql -XAtqc "
+  with shares as (
+    select count(*) as runs, count(distinct slot) as slots from lockkeeper.run
+     where job = 'expire-visits' and origin = 'schedule' and state <> 'skipped' and slot >= '$begun'
+     group by runner)
+  select format(E'\n%s slots were due, and %s runs were made: each slot once, though two supervisors\n'
+    'were there for it. They had %s of them.', sum(slots), sum(runs), string_agg(runs::text, ' and '))
+    from shares"
+
 cat <<'END'
 
 That was it. Now on your own:
@@ -89,6 +136,8 @@ That was it. Now on your own:
   build/lockkeeper who nightly-report --embedded                          who has it?
   build/lockkeeper db psql                                                look at pg_locks
   build/lockkeeper check scripts/examples/maintenance                     jobs to copy: what they are
+  build/lockkeeper serve --embedded scripts/examples/housekeeping.lua     in two terminals at once
+  build/lockkeeper trigger vacuum-visits --wait --embedded                a run now; then history
   build/lockkeeper db stop                                                stop the private PostgreSQL
 
 With a server of your own: build/lockkeeper run --dsn postgres://user@host/database script.lua

@@ -30,9 +30,10 @@ lock.job("expire-visits", {
     if not exists(job.db) then
       return { deleted = 0 }
     end
-    local newest = job.db:value("select max(id) from " .. settings.table)
-    local deleted = newest and job.db:exec("delete from " .. settings.table .. " where id in (select id from "
-      .. settings.table .. " where id <= $1 order by id limit $2)", newest - settings.keep, settings.batch) or 0
+    local oldest = ("select id from %s where id <= (select max(id) from %s) - $1 order by id limit $2")
+      :format(settings.table, settings.table)
+    local deleted = job.db:exec(("delete from %s where id in (%s)"):format(settings.table, oldest),
+      settings.keep, settings.batch)
     print(("deleted %d rows"):format(deleted))
     return { deleted = deleted }
   end,
@@ -43,10 +44,10 @@ lock.job("vacuum-visits", {
   after = "expire-visits",
   policy = { max_run = "10m", lock_timeout = "500ms" },
   run = function(job)
-    local deleted = job.parent.result.deleted
-    if deleted > 0 then
+    local wanted = exists(job.db) and (not job.parent or job.parent.result.deleted > 0)
+    if wanted then
       job.db:exec("vacuum " .. settings.table)
     end
-    return { vacuumed = deleted > 0 }
+    return { vacuumed = wanted }
   end,
 })
