@@ -25,18 +25,25 @@ local HOLD_SQL = [[SELECT value FROM lockkeeper.fence WHERE job OPERATOR(pg_cata
 
 local SERIALIZATION_FAILURE = "40001"
 
+--- May this session use the table?
+---@param session Session
+---@return boolean usable
+---@return string? reason  why not
+function fence.look(session)
+  local usable = session:value(LOOK_SQL)
+  if usable == nil then
+    return false, "there is no schema lockkeeper in this database (lockkeeper init makes it)"
+  elseif not usable then
+    return false, "this role may not use the table lockkeeper.fence"
+  end
+  return true
+end
+
 --- The job's next number; committed at once, unless a transaction is open.
 ---@param session Session
 ---@param job string
----@return integer? number
----@return string? reason  where there is none
+---@return integer
 function fence.next(session, job)
-  local usable = session:value(LOOK_SQL)
-  if usable == nil then
-    return nil, "there is no schema lockkeeper in this database (lockkeeper init makes it)"
-  elseif not usable then
-    return nil, "this role may not use the table lockkeeper.fence"
-  end
   return session:value(NEXT_SQL, job)
 end
 

@@ -7,6 +7,7 @@
 local core = require "lockkeeper.core"
 local guard_names = require "lockkeeper.guard_names"
 local has_host, host = pcall(require, "lockkeeper.host")
+local predecessors = require "lockkeeper.predecessors"
 
 local ledger = {}
 
@@ -20,9 +21,6 @@ local ledger = {}
 ---@field written boolean    its row tells how it ended, or is no concern of ours
 local Ledger = {}
 Ledger.__index = Ledger
-
--- Between two looks whether runs that hold the same guards have ended.
-local STEP_EVERY = 0.1
 
 -- How long an earlier worker of the same run, which has found that it is not its own any more, may take to
 -- leave.
@@ -79,22 +77,6 @@ function Ledger:parent()
   }
 end
 
---- What the locks of a session are told apart by: "" in the database of the tables.
----@param session Session
----@param run table
----@return string
-function Ledger:place_of(session, run)
-  if session == self.session then
-    return ""
-  end
-  for name, beside in pairs(run.beside) do
-    if beside == session then
-      return name .. ":"
-    end
-  end
-  return (run.job.using or "default") .. ":"
-end
-
 -- What this process has named already.
 local named = {}
 
@@ -133,7 +115,6 @@ function Ledger:step(words, conflicts, settings, waited)
   local request = self.request
   local step = { run = request.id, runner = request.runner, guards = words, conflicts = conflicts,
     grace = settings.grace, waited = waited, fenced = settings.overlap ~= "allow" }
-  local told = false
   while true do
     local result, fence, guarded, other = core.store_step(self.session, step)
     if result == "running" then
@@ -145,13 +126,7 @@ function Ledger:step(words, conflicts, settings, waited)
     elseif result == "cancelled" then
       return { state = "cancelled" }
     end
-    if not told then
-      core.log("info", "waiting for a run that held one of the guards to have ended", { "other" },
-        { tostring(other) })
-      told = true
-    end
-    step.guarded = guarded
-    core.sleep(STEP_EVERY)
+    predecessors.wait(step, other, guarded)
   end
 end
 

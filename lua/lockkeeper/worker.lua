@@ -13,7 +13,9 @@ local has_host, host = pcall(require, "lockkeeper.host")
 local holders = require "lockkeeper.holders"
 local job_context = require "lockkeeper.job_context"
 local output = require "lockkeeper.output"
+local predecessors = require "lockkeeper.predecessors"
 local progress = require "lockkeeper.progress"
+local spare_session = require "lockkeeper.spare_session"
 
 local worker = {}
 
@@ -201,19 +203,33 @@ local function open_ledger(run)
   end
 end
 
+-- The session of the process's last run, with the settings of this one; nil where it is not there any more.
+local function reopened(run, settings)
+  local session = run.options.ledger and spare_session.take(run.job.using)
+  if session and pcall(set, session, settings) then
+    return session
+  elseif session then
+    session:close()
+  end
+end
+
 local function open(run)
   local job, given = run.job, run.options.db
   run.connected_before = core.connected_sessions()
-  run.db = given or core.beside(core.session(job.using))
-  run.sessions[1] = run.db
   local settings = settings_of(job)
-  if not run.db.keeps_state then
+  local name = { "application_name", application_name(job) }
+  local spare = reopened(run, { name, table.unpack(settings) })
+  run.db = given or spare or core.beside(core.session(job.using))
+  run.sessions[1] = run.db
+  if spare then
+    run.had_transaction = false
+  elseif not run.db.keeps_state then
     if #settings > 0 then
       core.usage("the job's policy has settings for its session, and a pooler stands between that may give "
         .. "the session to another client")
     end
   else
-    table.insert(settings, 1, { "application_name", application_name(job) })
+    table.insert(settings, 1, name)
     if given then
       run.settings_before = current(given, settings)
     end
@@ -249,11 +265,13 @@ local function close_others(run)
   end
 end
 
-local function close(run)
+local function close(run, outcome)
   give_names_back(run)
   for i, session in ipairs(run.sessions) do
     core.keep_session(session, false)
-    if i > 1 or not run.options.db then
+    if i == 1 and run.options.ledger and outcome.state == "succeeded" then
+      spare_session.keep(session, run.job.using)
+    elseif i > 1 or not run.options.db then
       session:close()
     elseif run.settings_before and core.backend_pid(session) then
       local ok, err = pcall(set, session, run.settings_before)
@@ -445,21 +463,40 @@ local function log_fields(run)
   core.log_common(names, values)
 end
 
+-- What the locks of a session are told apart by: "" in the database of the state tables.
+local function place_of(run, tables, session)
+  if session == tables then
+    return ""
+  end
+  for name, beside in pairs(run.beside) do
+    if beside == session then
+      return name .. ":"
+    end
+  end
+  return (run.job.using or "default") .. ":"
+end
+
 -- The run has its guards: its fence, and where it has a row, the step to running. Returns an outcome where
 -- it may not run.
 local function begin_running(run, plan)
   local ledger = run.options.ledger
-  if not ledger then
-    run.fence, run.no_fence = fence.next(run.db, run.job.name)
-    return nil
-  end
+  local tables = ledger and ledger.session or run.db
   local words, conflicts = guard_words.of(plan, run.taken.held, function(session)
-    return ledger:place_of(session, run)
+    return place_of(run, tables, session)
   end)
-  ledger:name_locks(plan, run.taken.held)
-  local ended
-  ended, run.fence = ledger:step(words, conflicts, run.settings, run.taken.waited)
-  return ended
+  local ended, usable
+  if ledger then
+    ledger:name_locks(plan, run.taken.held)
+    ended, run.fence = ledger:step(words, conflicts, run.settings, run.taken.waited)
+    return ended
+  end
+  usable, run.no_fence = fence.look(run.db)
+  if usable then
+    if not run.had_transaction then
+      predecessors.await(run.db, conflicts)
+    end
+    run.fence = fence.next(run.db, run.job.name)
+  end
 end
 
 local function hold_and_work(run)
@@ -689,7 +726,7 @@ local function attempt_once(job, options, attempt)
     outcome.output = run.output:finish()
     options.ledger:finish(job, outcome)
   end
-  close(run)
+  close(run, outcome)
   run.progress:finish()
   outcome.output = outcome.output or run.output:finish()
   core.set_application(application)

@@ -341,6 +341,18 @@ static int core_is_clean(lua_State *L)
     return 1;
 }
 
+/* renew(session): see session_renew; false: something is left on it */
+static int core_renew(lua_State *L)
+{
+    bool renewed;
+    Error err;
+
+    if (!session_renew(bind_session_check(L, 1), &renewed, &err))
+        return args_raise(L, &err);
+    lua_pushboolean(L, renewed);
+    return 1;
+}
+
 Session *bind_session_using(lua_State *L, int index)
 {
     Session *session;
@@ -1097,6 +1109,7 @@ static const luaL_Reg FUNCTIONS[] = {
     {"keep_session", core_keep_session},
     {"connected_sessions", core_connected_sessions},
     {"is_clean", core_is_clean},
+    {"renew", core_renew},
     {"ident", lock_ident},
     {NULL, NULL},
 };

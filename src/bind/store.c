@@ -673,6 +673,30 @@ static int core_store_step(lua_State *L)
     return 5;
 }
 
+/*
+ * store_others(session, { conflicts =, guarded = }): of a run without a row, the run that it waits
+ * for or nil, and when it had its guards
+ */
+static int core_store_others(lua_State *L)
+{
+    Session *session = bind_session_check(L, 1);
+    StoreStep step = {0};
+    StoreStepped stepped;
+    Error err;
+
+    luaL_checktype(L, 2, LUA_TTABLE);
+    step.conflicts = list_field(L, 2, "conflicts", &step.conflict_count);
+    step.guarded_us = us_field(L, 2, "guarded", STORE_NO_TIME);
+    if (!store_others(session, &step, &stepped, &err))
+        return args_raise(L, &err);
+    if (stepped.end == STEP_WAIT)
+        lua_pushinteger(L, stepped.other);
+    else
+        lua_pushnil(L);
+    lua_pushnumber(L, (double)stepped.guarded_us / 1e6);
+    return 2;
+}
+
 /* Seconds, "policy", or nil: never. */
 static int64_t retry_field(lua_State *L, int table)
 {
@@ -908,6 +932,7 @@ static const luaL_Reg FUNCTIONS[] = {
     {"store_run_key", core_store_run_key},
     {"store_run", core_store_run},
     {"store_step", core_store_step},
+    {"store_others", core_store_others},
     {"store_end", core_store_end},
     {"store_output", core_store_output},
     {"store_requests", core_store_requests},

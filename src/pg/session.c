@@ -22,15 +22,25 @@ static const char WHO_SQL[] = "SELECT pg_catalog.pg_backend_pid(),"
 #define SET_IF_KNOWN(name, value)                                                                  \
     "CASE WHEN pg_catalog.current_setting('" name "', true) IS NOT NULL"                           \
     " THEN pg_catalog.set_config('" name "', '" value "', false) END"
-static const char SETTINGS_SQL[] =
-    "SELECT " SET_IF_KNOWN("idle_session_timeout", "0") ", "
-    SET_IF_KNOWN("idle_in_transaction_session_timeout", "0") ", "
-    SET_IF_KNOWN("transaction_timeout", "0") ", "
-    SET_IF_KNOWN("tcp_keepalives_idle", "40") ", "
-    SET_IF_KNOWN("tcp_keepalives_interval", "10") ", "
-    SET_IF_KNOWN("tcp_keepalives_count", "4") ", "
-    SET_IF_KNOWN("tcp_user_timeout", "80000") ", "
-    SET_IF_KNOWN("client_connection_check_interval", "5000");
+/* clang-format off */
+#define SETTINGS \
+    "SELECT " SET_IF_KNOWN("idle_session_timeout", "0") ", " \
+    SET_IF_KNOWN("idle_in_transaction_session_timeout", "0") ", " \
+    SET_IF_KNOWN("transaction_timeout", "0") ", " \
+    SET_IF_KNOWN("tcp_keepalives_idle", "40") ", " \
+    SET_IF_KNOWN("tcp_keepalives_interval", "10") ", " \
+    SET_IF_KNOWN("tcp_keepalives_count", "4") ", " \
+    SET_IF_KNOWN("tcp_user_timeout", "80000") ", " \
+    SET_IF_KNOWN("client_connection_check_interval", "5000")
+/* clang-format on */
+static const char SETTINGS_SQL[] = SETTINGS;
+
+/* DISCARD ALL, but for the statements that we have prepared and their plans. */
+static const char RENEW_SQL[] =
+    "CLOSE ALL; SET SESSION AUTHORIZATION DEFAULT; RESET ALL; UNLISTEN *;"
+    " SELECT pg_catalog.pg_advisory_unlock_all(); DISCARD TEMP; DISCARD SEQUENCES; " SETTINGS ";"
+    " SELECT NOT EXISTS (SELECT FROM pg_catalog.pg_prepared_statements p"
+    "   WHERE NOT pg_catalog.starts_with(p.name, 'lockkeeper_'))";
 
 static char *copy_text(const char *text)
 {
@@ -234,6 +244,20 @@ static bool apply_settings(Session *session, Error *err)
 bool session_keeps_state(const Session *session)
 {
     return !session->pooled || session->promise == POOLER_SESSION;
+}
+
+bool session_renew(Session *session, bool *renewed, Error *err)
+{
+    PGresult *result = session_script(session, RENEW_SQL, err);
+    PGnotify *news;
+
+    if (result == NULL)
+        return false;
+    *renewed = PQgetvalue(result, 0, 0)[0] == 't';
+    PQclear(result);
+    while ((news = PQnotifies(session->conn)) != NULL)
+        PQfreemem(news);
+    return true;
 }
 
 static char forbidden[256];

@@ -113,6 +113,14 @@ void session_close(Session *session);
 bool session_reconnect(Session *session, Error *err);
 
 /*
+ * Put what its user has set, made or heard on it back to how it was after connecting: settings, role,
+ * temporary tables, cursors, channels, advisory locks, notifications. What we have prepared stays.
+ * One round trip. *renewed: false where something is left (statements that were prepared by SQL).
+ * Not in a transaction.
+ */
+bool session_renew(Session *session, bool *renewed, Error *err);
+
+/*
  * While a reason is set no session connects or is used: a usage error says the reason. For files
  * that are loaded to see what they define. NULL: they are. Copied.
  */

@@ -264,6 +264,12 @@ typedef struct {
  */
 bool store_step(Session *session, const StoreStep *step, StoreStepped *stepped, Error *err);
 
+/*
+ * For a run without a row, which is by hand: the same waits, and nothing written. STEP_WAIT, or
+ * STEP_RUNNING where there is nobody to wait for. Of the step, conflicts and guarded_us count.
+ */
+bool store_others(Session *session, const StoreStep *step, StoreStepped *stepped, Error *err);
+
 enum {
     STORE_RETRY_NONE = -1,
     STORE_RETRY_POLICY = -2, /* as the job's recorded policy says */

@@ -19,21 +19,26 @@
  * The fence comes before the run's own row is locked: a transaction of an earlier run may hold it.
  */
 #define UNTIL(o, since) since " + make_interval(secs => 1.1 + coalesce(" o ".grace, 5))"
+#define BLOCKING(conflicts)                                                                        \
+    "others AS MATERIALIZED ("                                                                     \
+    "  SELECT o.id, " UNTIL("o", "m.guarded_at") " AS until"                                       \
+    "    FROM mine m CROSS JOIN lockkeeper.run o"                                                  \
+    "   WHERE o.state = 'running' AND o.id <> m.id AND o.guards && " conflicts                     \
+    "  UNION ALL"                                                                                  \
+    "  SELECT o.id, least(" UNTIL("o", "m.guarded_at") ", o.over_at)"                              \
+    "    FROM mine m CROSS JOIN lockkeeper.run o"                                                  \
+    "   WHERE o.state = 'lost' AND o.over_at > now() AND o.id <> m.id AND o.guards && " conflicts  \
+    "), blocking AS ("                                                                             \
+    "  SELECT o.id, o.until FROM others o WHERE o.until > clock_timestamp()"                       \
+    ")"
+#define BLOCKED_BY                                                                                 \
+    US("m.guarded_at") ", (SELECT o.id FROM blocking o ORDER BY o.until DESC LIMIT 1),"            \
+    " (SELECT " US("max(o.until)") " - " US("clock_timestamp()") " FROM blocking o)"
 static const char STEP_SQL[] =
     "WITH mine AS MATERIALIZED ("
     "  SELECT r.id, r.job, r.cancel_at, coalesce(" AT("$5") ", clock_timestamp()) AS guarded_at"
     "    FROM lockkeeper.run r WHERE r.id = $1 AND r.runner = $2 AND r.state = 'claimed'"
-    "), others AS MATERIALIZED ("
-    "  SELECT o.id, " UNTIL("o", "m.guarded_at") " AS until"
-    "    FROM mine m CROSS JOIN lockkeeper.run o"
-    "   WHERE o.state = 'running' AND o.id <> m.id AND o.guards && $4"
-    "  UNION ALL"
-    "  SELECT o.id, least(" UNTIL("o", "m.guarded_at") ", o.over_at)"
-    "    FROM mine m CROSS JOIN lockkeeper.run o"
-    "   WHERE o.state = 'lost' AND o.over_at > now() AND o.id <> m.id AND o.guards && $4"
-    "), blocking AS ("
-    "  SELECT o.id, o.until FROM others o WHERE o.until > clock_timestamp()"
-    "), go AS MATERIALIZED ("
+    "), " BLOCKING("$4") ", go AS MATERIALIZED ("
     "  SELECT m.id, m.job FROM mine m"
     "   WHERE m.cancel_at IS NULL AND NOT EXISTS (SELECT FROM blocking)"
     "), fence AS ("
@@ -49,9 +54,7 @@ static const char STEP_SQL[] =
     "   WHERE r.id = g.id AND r.runner = $2 AND r.state = 'claimed'"
     "  RETURNING r.id, r.fence"
     ")"
-    " SELECT m.cancel_at IS NOT NULL, " US("m.guarded_at") ","
-    "        (SELECT o.id FROM blocking o ORDER BY o.until DESC LIMIT 1),"
-    "        (SELECT " US("max(o.until)") " - " US("clock_timestamp()") " FROM blocking o),"
+    " SELECT m.cancel_at IS NOT NULL, " BLOCKED_BY ","
     "        b.id IS NOT NULL, b.fence"
     "   FROM mine m LEFT JOIN begun b ON true";
 enum { STEP_SEES_CANCEL, STEP_GUARDED, STEP_OTHER, STEP_WAIT_US, STEP_BEGUN, STEP_FENCE };
@@ -119,6 +122,43 @@ bool store_step(Session *session, const StoreStep *step, StoreStepped *stepped, 
     return true;
 }
 
+/* $1 what conflicts with its guards, $2 when it had them */
+static const char OTHERS_SQL[] =
+    "WITH mine AS MATERIALIZED ("
+    "  SELECT 0::int8 AS id, coalesce(" AT("$2") ", clock_timestamp()) AS guarded_at"
+    "), " BLOCKING("$1")
+    " SELECT " BLOCKED_BY " FROM mine m";
+enum { OTHERS_GUARDED, OTHERS_OTHER, OTHERS_WAIT_US };
+
+bool store_others(Session *session, const StoreStep *step, StoreStepped *stepped, Error *err)
+{
+    PQExpBufferData array;
+    PGresult *result = NULL;
+    Statement statement = {
+        .sql = OTHERS_SQL,
+        .count = 2,
+        .types = (Oid[]){TYPE_TEXT_ARRAY, TYPE_INT8},
+        .constant = true,
+    };
+
+    array_texts(&array, step->conflicts, step->conflict_count);
+    statement.values = (const char *[]){
+        array.data, step->guarded_us == STORE_NO_TIME ? NULL : INTEGER(step->guarded_us)};
+    if (arrays_are_whole(&array, 1, err))
+        result = transact(session, &statement, TRANSACT_READ, WAIT_NORMAL, err);
+    termPQExpBuffer(&array);
+    if (result == NULL)
+        return false;
+    *stepped = (StoreStepped){
+        .end = PQgetisnull(result, 0, OTHERS_OTHER) ? STEP_RUNNING : STEP_WAIT,
+        .guarded_us = field_integer(result, 0, OTHERS_GUARDED),
+        .other = field_integer(result, 0, OTHERS_OTHER),
+        .wait_us = field_integer(result, 0, OTHERS_WAIT_US),
+    };
+    PQclear(result);
+    return true;
+}
+
 /* ---- the end --------------------------------------------------------------------------------- */
 
 /*
@@ -140,7 +180,7 @@ static const char END_SQL[] =
     "        " TELL("due", " FROM again") ","
     "        " TELL("due", " FROM followed WHERE state = 'due'") ","
     "        " TELL("due", " FROM ended e JOIN lockkeeper.run w ON w.job = e.job"
-    "                         WHERE w.state = 'due'") ","
+    "                         WHERE w.state IN " ACTIVE " AND " IS_DUE("w")) ","
     "        " TELL("end", " FROM ended WHERE origin = 'trigger'") ","
     "        " REFUSED;
 enum { END_COUNT, END_AGAIN, END_REFUSED = 6 };

@@ -465,12 +465,65 @@ describe("runner.md 16: a guard that was lost in the middle", function()
   end)
 end)
 
-describe("runner.md 15: job.fence", function()
-  local function make_schema()
-    t.psql("create schema lockkeeper")
-    t.psql("create table lockkeeper.fence (job text primary key, value bigint not null)")
-    made[#made + 1] = "drop schema lockkeeper cascade"
+local function make_schema()
+  local code, _, err = t.run("init")
+  assert(code == 0, err)
+  made[#made + 1] = "drop schema lockkeeper cascade"
+end
+
+describe("runner.md 18: a run by hand that has its guards", function()
+  -- A row of a run on another host that had the lock "guards-spec", and may go on for `grace` and 1.1 s.
+  local function plant(state, grace)
+    local classid, objid, objsubid = lock.key_parts(lock.key("guards-spec"))
+    return math.tointeger(t.psql(([[
+      insert into lockkeeper.run (job, origin, slot, state, guards, grace, ended_at, over_at)
+      values ('other', 'schedule', now(), '%s', '{%d:%d:%d:X}', %g, case '%s' when 'lost' then now() end,
+              case '%s' when 'lost' then now() + interval '1.1 s' + make_interval(secs => %g) end)
+      returning id]]):format(state, classid, objid, objsubid, grace, state, state, grace)):match("%d+"))
   end
+
+  it("waits for one that is running, as long as what that one started may go on", function()
+    make_schema()
+    plant("running", 0.4)
+    local begun = t.now()
+    succeeds({ lock.guard.advisory("guards-spec") }, nothing)
+    assert.is_true(t.now() - begun >= 1.5)
+    begun = t.now()
+    succeeds({ lock.guard.advisory("guards-spec-2") }, nothing)
+    assert.is_true(t.now() - begun < 1.5)
+  end)
+
+  it("waits for one that was lost", function()
+    make_schema()
+    plant("lost", 0.2)
+    local begun = t.now()
+    succeeds({ lock.guard.advisory("guards-spec") }, nothing)
+    assert.is_true(t.now() - begun >= 1.2)
+  end)
+
+  it("waits no longer when that one's row says how it ended", function()
+    make_schema()
+    local id = plant("running", 3600)
+    local begun = t.now()
+    lock.tasks(function(spawn)
+      spawn(function() succeeds({ lock.guard.advisory("guards-spec") }, nothing) end)
+      spawn(function()
+        lock.sleep("300ms")
+        t.psql("update lockkeeper.run set state = 'succeeded', ended_at = now() where id = " .. id)
+      end)
+    end)
+    assert.is_true(t.now() - begun < 60)
+  end)
+
+  it("does not wait where a guard of both is shared", function()
+    make_schema()
+    local id = plant("running", 3600)
+    t.psql("update lockkeeper.run set guards = array[left(guards[1], -1) || 'S'] where id = " .. id)
+    succeeds({ lock.guard.advisory("guards-spec", { shared = true }) }, nothing)
+  end)
+end)
+
+describe("runner.md 15: job.fence", function()
 
   -- Run the same job several times.
   local function runs(job, times)
