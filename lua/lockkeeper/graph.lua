@@ -117,8 +117,8 @@ local function by_weight(a, b)
   return a.pid ~= nil or b.pid == nil and (a.gid or "") < (b.gid or "")
 end
 
--- Distinct numbers of lock rows, fetched at once: a function of the number.
-local function rows_of(source, flat, tuples)
+-- Distinct numbers of the lock rows that edges and waiters need, and the place of each among them.
+local function numbers_of(flat, tuples)
   local numbers, places = {}, {}
   local function want(number)
     if number and number >= 0 and not places[number] then
@@ -133,6 +133,12 @@ local function rows_of(source, flat, tuples)
   for _, number in pairs(tuples) do
     want(number)
   end
+  return numbers, places
+end
+
+-- These rows, fetched at once: a function of the number.
+local function rows_of(source, flat, tuples)
+  local numbers, places = numbers_of(flat, tuples)
   local rows = source.rows_at(numbers)
   return function(number) return rows[places[number]] end
 end
@@ -601,6 +607,32 @@ end
 
 local OPTIONS = { "exact", "using" }
 
+-- The graph, and what it was made of.
+local function look(session, exact)
+  local ask = query.asker_of(session)
+  local further_asked = query.further_of(ask)
+  local looked, made = ask(function(side)
+    local taken = core.look_locks(side, further_asked)
+    local raw = core.graph_look(taken)
+    core.graph_confirm(raw, side, exact)
+    local numbers = numbers_of(core.graph_edges(raw), core.graph_tuples(raw))
+    if #numbers > 0 then
+      core.look_names(taken, side, numbers)
+    end
+    return taken, raw
+  end)
+  local taken_at, is_hidden = core.look_facts(looked)
+  local self = new {
+    core = made, taken_at = taken_at,
+    rows_at = function(numbers) return core.lock_rows_at(looked, numbers) end,
+    tuples = function() return core.graph_tuples(made) end,
+  }
+  if is_hidden then
+    query.tell_hidden(session, states[self].list)
+  end
+  return self, looked
+end
+
 --- The wait-for graph of the sessions that wait in the database, and of whoever is in their way.
 --- Source: PostgreSQL manual, "pg_locks"; its lock manager's README.
 ---@param session? Session|string    nil: the default session, or options.using
@@ -612,28 +644,16 @@ function graph.take(session, options)
   if options.exact ~= nil and type(options.exact) ~= "boolean" then
     core.usage("graph: exact must be true or false, not " .. tostring(options.exact))
   end
-  session = core.session(options.using or session)
-  local ask = query.asker_of(session)
-  local further_asked = query.further_of(ask)
-  local look, made = ask(function(side)
-    local taken = core.look_locks(side, further_asked)
-    local raw = core.graph_look(taken)
-    core.graph_confirm(raw, side, options.exact or false)
-    if core.graph_waiters(raw) > 0 then
-      core.look_names(taken, side)
-    end
-    return taken, raw
-  end)
-  local taken_at, is_hidden = core.look_facts(look)
-  local self = new {
-    core = made, taken_at = taken_at,
-    rows_at = function(numbers) return core.lock_rows_at(look, numbers) end,
-    tuples = function() return core.graph_tuples(made) end,
-  }
-  if is_hidden then
-    query.tell_hidden(session, states[self].list)
-  end
-  return self
+  return (look(core.session(options.using or session), options.exact or false))
+end
+
+--- The same, and besides every row of lock.locks from the same snapshot.
+---@param session Session
+---@return Graph
+---@return LockRow[]
+function graph.take_with_rows(session)
+  local self, looked = look(session, false)
+  return self, core.lock_rows(looked)
 end
 
 local TAG = { "type", "database", "schema", "relation", "page", "tuple", "virtualxid", "transactionid",

@@ -498,6 +498,15 @@ end
 local LOCKS, BLOCKED = metatable_of("lockkeeper.Locks", locks_methods),
   metatable_of("lockkeeper.Blocked", blocked_methods)
 
+--- Rows that were saved, or that a snapshot keeps, as a list like those of lock.locks and lock.blocked;
+--- nobody can be signalled by it.
+---@param rows table[]
+---@param set "locks"|"blocked"
+---@return LockList
+function query.saved(rows, set)
+  return setmetatable(rows, set == "blocked" and BLOCKED or LOCKS)
+end
+
 -- The places of what the filter lets through, or nil where it is all.
 local function places_of(rows, wanted)
   if wanted.count == 0 and not wanted.where then

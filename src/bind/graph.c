@@ -59,7 +59,8 @@ static int core_graph_look(lua_State *L)
 
 /* ---- from tables ----------------------------------------------------------------------------- */
 
-static lua_Integer integer_field(lua_State *L, const char *name, lua_Integer least, lua_Integer most)
+static lua_Integer integer_field(lua_State *L, const char *name, lua_Integer least,
+                                 lua_Integer most)
 {
     lua_Integer value;
     int is_integer;
@@ -129,7 +130,8 @@ static void *new_array(lua_State *L, lua_Unsigned count, size_t size)
 
 /*
  * graph_of(parties, locks): a graph without a server. parties: { pid = 0 of a prepared transaction,
- * leader = place in parties }; locks: { object = integer, party = place, mode, granted, extend, since }
+ * leader = place in parties }; locks: { object = integer, party = place, mode, granted, extend,
+ * since }
  */
 static int core_graph_of(lua_State *L)
 {
@@ -280,18 +282,6 @@ static int core_graph_parties(lua_State *L)
     return 1;
 }
 
-/* graph_waiters(graph): how many wait */
-static int core_graph_waiters(lua_State *L)
-{
-    const Graph *graph = &check_graph(L, 1)->graph;
-    lua_Integer count = 0;
-
-    for (int i = 0; i < graph->party_count; i++)
-        count += graph->parties[i].count > 0;
-    lua_pushinteger(L, count);
-    return 1;
-}
-
 /*
  * graph_tuples(graph): by place, the row in pg_locks (from 0) of the row lock that a waiter holds.
  * Who waits for a transaction because it has locked a row holds that row's place in the queue.
@@ -324,15 +314,10 @@ static int core_graph_tuples(lua_State *L)
 }
 
 static const luaL_Reg FUNCTIONS[] = {
-    {"graph_look", core_graph_look},
-    {"graph_of", core_graph_of},
-    {"graph_confirm", core_graph_confirm},
-    {"graph_settle", core_graph_settle},
-    {"graph_edges", core_graph_edges},
-    {"graph_parties", core_graph_parties},
-    {"graph_waiters", core_graph_waiters},
-    {"graph_tuples", core_graph_tuples},
-    {NULL, NULL},
+    {"graph_look", core_graph_look},       {"graph_of", core_graph_of},
+    {"graph_confirm", core_graph_confirm}, {"graph_settle", core_graph_settle},
+    {"graph_edges", core_graph_edges},     {"graph_parties", core_graph_parties},
+    {"graph_tuples", core_graph_tuples},   {NULL, NULL},
 };
 
 void bind_graph_register(lua_State *L)

@@ -144,15 +144,43 @@ static int core_look_blocked(lua_State *L)
     return 1;
 }
 
-/* look_names(look, session): asks for the names */
+/* The list of row numbers at `index` as an array, whose memory is left on the stack. */
+static int *push_rows(lua_State *L, int index, const Snapshot *snapshot, int *count)
+{
+    int *rows;
+
+    luaL_checktype(L, index, LUA_TTABLE);
+    *count = (int)lua_rawlen(L, index);
+    rows = lua_newuserdatauv(L, ((size_t)*count + 1) * sizeof *rows, 0);
+    for (int i = 0; i < *count; i++) {
+        lua_Integer row;
+
+        lua_rawgeti(L, index, i + 1);
+        row = lua_tointeger(L, -1);
+        lua_pop(L, 1);
+        luaL_argcheck(L, row >= 0 && row < PQntuples(snapshot->locks), index, "no row");
+        rows[i] = (int)row;
+    }
+    return rows;
+}
+
+/* look_names(look, session, numbers | nil): asks for the names, of relations those of these rows */
 static int core_look_names(lua_State *L)
 {
     LookObject *look = check_look(L, 1);
+    Snapshot *snapshot = &look->blocked.snapshot;
+    Session *session = bind_session_check(L, 2);
+    const int *rows = NULL;
+    int count = 0;
+    bool ok;
     Error err;
 
-    if (!snapshot_name(&look->blocked.snapshot, bind_session_check(L, 2), &err))
-        return args_raise(L, &err);
-    return 0;
+    if (!lua_isnoneornil(L, 3))
+        rows = push_rows(L, 3, snapshot, &count);
+    snapshot_name_only(snapshot, rows, count);
+    ok = snapshot_name(snapshot, session, &err);
+    snapshot_name_only(snapshot, NULL, 0);
+    return ok ? 0 : args_raise(L, &err);
 }
 
 /* look_further(look, session): asks for the locks that are waited for */
@@ -579,22 +607,16 @@ static int core_lock_rows(lua_State *L)
 static int core_lock_rows_at(lua_State *L)
 {
     const Snapshot *snapshot = &check_look(L, 1)->blocked.snapshot;
-    lua_Integer count;
+    const int *rows;
+    int count;
 
-    luaL_checktype(L, 2, LUA_TTABLE);
     lua_settop(L, 2);
-    count = (lua_Integer)lua_rawlen(L, 2);
+    rows = push_rows(L, 2, snapshot, &count); /* 3 */
     push_metatable(L, 1, FIELDS, 0, lock_index, lock_pairs);
-    lua_createtable(L, (int)count, 0);
-    for (lua_Integer i = 1; i <= count; i++) {
-        lua_Integer row;
-
-        lua_rawgeti(L, 2, i);
-        row = lua_tointeger(L, -1);
-        lua_pop(L, 1);
-        luaL_argcheck(L, row >= 0 && row < PQntuples(snapshot->locks), 2, "no row");
-        push_row(L, (int)row, 3);
-        lua_rawseti(L, 4, i);
+    lua_createtable(L, count, 0);
+    for (int i = 0; i < count; i++) {
+        push_row(L, rows[i], 4);
+        lua_rawseti(L, 5, i + 1);
     }
     return 1;
 }

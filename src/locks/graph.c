@@ -98,8 +98,8 @@ static bool add_blocker(Graph *graph, int waiting, int other, Error *err)
     GraphEdge *edge = edge_to(graph, blocker);
 
     if (edge != NULL) {
-        if (in_the_way->granted && (edge->holding == GRAPH_NONE ||
-                                    graph->locks[edge->holding].mode < in_the_way->mode))
+        if (in_the_way->granted &&
+            (edge->holding == GRAPH_NONE || graph->locks[edge->holding].mode < in_the_way->mode))
             edge->holding = other;
         return true;
     }
@@ -278,10 +278,10 @@ typedef struct {
 } Visit;
 
 typedef struct {
-    int *index;   /* by node: when it was found, from 1 */
-    int *low;     /* by node: the earliest that it leads back to */
-    bool *open;   /* by node: whether it is in `stack` */
-    int *stack;   /* nodes whose component is not known yet */
+    int *index; /* by node: when it was found, from 1 */
+    int *low;   /* by node: the earliest that it leads back to */
+    bool *open; /* by node: whether it is in `stack` */
+    int *stack; /* nodes whose component is not known yet */
     Visit *visits;
     int found, depth, height, components;
 } Search;
@@ -521,8 +521,7 @@ static bool keep_meant(Graph *graph, Error *err)
             const GraphParty *party = &graph->parties[i];
 
             for (int j = party->first; j < party->first + party->count; j++)
-                push_node(stack, &height, seen,
-                          graph->parties[graph->edges[j].blocker].leader);
+                push_node(stack, &height, seen, graph->parties[graph->edges[j].blocker].leader);
         }
     }
     for (int i = 0; ok && i < graph->party_count; i++) {

@@ -46,11 +46,11 @@ typedef struct {
     int pid;    /* 0: a prepared transaction */
     int leader; /* the party that leads its parallel group; itself where there is none */
 
-    int waits;         /* what it waits for, in `locks`, or GRAPH_NONE */
-    int first, count;  /* its edges */
+    int waits;        /* what it waits for, in `locks`, or GRAPH_NONE */
+    int first, count; /* its edges */
     GraphDoubt doubt;
-    int next_member;   /* the next party of its group, or GRAPH_NONE */
-    int component;     /* who wait for each other have the same */
+    int next_member; /* the next party of its group, or GRAPH_NONE */
+    int component;   /* who wait for each other have the same */
     bool in_cycle;
     int behind;        /* how many wait for it, also through others; of a leader, for its group */
     int64_t weight_us; /* how long these have waited, together */
@@ -62,8 +62,8 @@ typedef struct {
     int party;
     LockMode mode;
     bool granted;
-    bool meant;  /* of those who wait: whether it is asked about */
-    bool extend; /* of an extension lock, where a parallel group gets in its own way */
+    bool meant;       /* of those who wait: whether it is asked about */
+    bool extend;      /* of an extension lock, where a parallel group gets in its own way */
     int64_t since_us; /* of those who wait: since when, or GRAPH_UNKNOWN */
     int row;          /* what the caller knows it by */
 } GraphLock;

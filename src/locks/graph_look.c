@@ -34,7 +34,7 @@ typedef struct {
         uint64_t hash;
         int row; /* and 1: the first lock with that tag; 0: none */
         int object;
-    } *places;
+    } * places;
     size_t mask;
     int count;
 } Objects;
@@ -119,8 +119,8 @@ static int leader_of(const Snapshot *snapshot, int session)
 
     if (PQgetisnull(snapshot->sessions, session, SESSIONS_LEADER_PID))
         return session;
-    leader = snapshot_find_session(
-        snapshot, number_at(snapshot->sessions, session, SESSIONS_LEADER_PID));
+    leader = snapshot_find_session(snapshot,
+                                   number_at(snapshot->sessions, session, SESSIONS_LEADER_PID));
     return leader != ROW_NONE && PQgetisnull(snapshot->sessions, leader, SESSIONS_LEADER_PID)
                ? leader
                : session;
@@ -140,8 +140,7 @@ typedef struct {
 static int find_unknown(Parties *parties, int row)
 {
     const PGresult *locks = parties->snapshot->locks;
-    int known =
-        PQntuples(parties->snapshot->sessions) + PQntuples(parties->snapshot->prepared);
+    int known = PQntuples(parties->snapshot->sessions) + PQntuples(parties->snapshot->prepared);
     int i = 0;
 
     while (i < parties->unknown_count &&
@@ -158,8 +157,7 @@ static int find_unknown(Parties *parties, int row)
 static int find_party(Parties *parties, int row)
 {
     int session = snapshot_lock_session(parties->snapshot, row);
-    int prepared =
-        session == ROW_NONE ? snapshot_lock_prepared(parties->snapshot, row) : ROW_NONE;
+    int prepared = session == ROW_NONE ? snapshot_lock_prepared(parties->snapshot, row) : ROW_NONE;
 
     if (session != ROW_NONE)
         return session;
@@ -325,8 +323,8 @@ static bool read_answers(Graph *graph, const PGresult *answers, bool all, Error 
             continue;
         pids = new_array(PQgetlength(answers, row, 1), sizeof *pids);
         ok = pids != NULL || out_of_memory(err);
-        ok = ok && graph_answer(graph, i, pids, read_pids(PQgetvalue(answers, row, 1), pids), all,
-                                err);
+        ok = ok &&
+             graph_answer(graph, i, pids, read_pids(PQgetvalue(answers, row, 1), pids), all, err);
         free(pids);
         row++;
     }

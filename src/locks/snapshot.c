@@ -562,11 +562,22 @@ static void unique_oids(OidList *list)
     list->count = kept;
 }
 
+void snapshot_name_only(Snapshot *snapshot, const int *rows, int count)
+{
+    snapshot->to_name = rows;
+    snapshot->to_name_count = count;
+}
+
 static void relation_oids(const Snapshot *snapshot, OidList *list)
 {
-    for (int i = 0; i < PQntuples(snapshot->locks); i++) {
-        if (!PQgetisnull(snapshot->locks, i, LOCKS_RELATION))
-            add_oid(list, snapshot_lock_relation(snapshot, i));
+    bool all = snapshot->to_name == NULL;
+    int count = all ? PQntuples(snapshot->locks) : snapshot->to_name_count;
+
+    for (int i = 0; i < count; i++) {
+        int row = all ? i : snapshot->to_name[i];
+
+        if (!PQgetisnull(snapshot->locks, row, LOCKS_RELATION))
+            add_oid(list, snapshot_lock_relation(snapshot, row));
     }
     unique_oids(list);
 }

@@ -30,6 +30,8 @@ typedef struct {
     PGresult *locks;    /* rows of pg_locks; NULL: not asked for */
     PGresult *relations, *databases, *roles; /* their names, by oid; NULL: not known */
     bool named;                              /* snapshot_name was called */
+    const int *to_name;                      /* see snapshot_name_only */
+    int to_name_count;
 
     double taken_at; /* epoch seconds by the server's clock: durations end here */
     Oid database;    /* whose locks it is about */
@@ -55,6 +57,12 @@ enum { ROW_NONE = -1 };
 bool snapshot_take(Snapshot *snapshot, Session *session, Error *err);
 
 void snapshot_clear(Snapshot *snapshot);
+
+/*
+ * The rows of `locks` whose relations are to be named, instead of all: the array must last until
+ * snapshot_name has been called. NULL: all.
+ */
+void snapshot_name_only(Snapshot *snapshot, const int *rows, int count);
 
 /*
  * Ask for the names of what is in it, as far as they are to be had: what can't be asked, since a

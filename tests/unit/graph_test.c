@@ -1,4 +1,5 @@
-/* The wait-for graph, from made-up locks: edges, the queue, groups, doubt and answers, cycles, weights. */
+/* The wait-for graph, from made-up locks: edges, the queue, groups, doubt and answers, cycles,
+ * weights. */
 #include "locks/graph.h"
 
 #include <stdio.h>

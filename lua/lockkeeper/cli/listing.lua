@@ -230,6 +230,14 @@ local COUNTS = {
   end,
 }
 
+--- How many there are: "12 locks, 3 waiting".
+---@param rows table[]
+---@param set "locks"|"blocked"
+---@return string
+function listing.counts(rows, set)
+  return COUNTS[set](rows)
+end
+
 local function first_line(rows, set)
   return safe.line(("%s, %s: %s"):format(listing.place(), field.local_time(rows.taken_at or os.time(), true),
     COUNTS[set](rows))) .. "\n"

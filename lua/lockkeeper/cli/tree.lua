@@ -48,7 +48,10 @@ local BOLD, RED, YELLOW = "1", "31", "33"
 ---------------------------------------------------------------------------------------------------
 -- the first line
 
-local function counts(graph)
+--- Who waits: "3 sessions wait, 1 root blocker, longest 9m40s".
+---@param graph Graph
+---@return string
+function tree.counts(graph)
   local waiting, longest = 0, 0
   for _, node in ipairs(graph:sessions()) do
     if node.waits_for then
@@ -70,7 +73,7 @@ end
 
 local function title(graph)
   return safe.line(("%s, %s: %s"):format(listing.place(), field.local_time(graph.taken_at, true),
-    counts(graph)))
+    tree.counts(graph)))
 end
 
 ---------------------------------------------------------------------------------------------------

@@ -111,7 +111,7 @@ local IS_BOLD = { root = true, cycle = true }
 
 local function row_parts(row, step, longest)
   local class = row_class(row)
-  local x, y = MARGIN + row.depth * step, row.y + 20
+  local x, y = math.floor(MARGIN + row.depth * step), row.y + 20
   local card_right = WIDE - MARGIN
   local text_x = math.max(TEXT_X, x + 110)
   local parts = {
