@@ -2,6 +2,7 @@
 
 #include "bind/args.h"
 #include "host/coroutine.h"
+#include "host/screen.h"
 #include "pg/wait.h"
 
 #include <errno.h>
@@ -27,8 +28,10 @@ static void raise_interrupt(lua_State *L, lua_Debug *frame)
 
 static void on_interrupt(int signo)
 {
-    if (wait_interrupted() != 0)
+    if (wait_interrupted() != 0) {
+        screen_abandon();
         _exit(128 + signo);
+    }
     wait_interrupt(signo);
     coroutine_interrupt(raise_interrupt);
 }

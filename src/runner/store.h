@@ -189,7 +189,7 @@ typedef struct {
 bool store_claim(Session *session, const StoreRunner *runner, const StoreSlot *slots, int count,
                  int workers, StoreRuns *claimed, StoreTally *tally, Error *err);
 
-/* Jobs that have rows to be taken now, by name, and when the next row becomes due. */
+/* Jobs that have rows to be taken now, those due first, and when the next row becomes due. */
 typedef struct {
     PGresult *result;
     int count;       /* jobs: store_waiting_job */

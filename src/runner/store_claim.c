@@ -199,15 +199,16 @@ bool store_claim(Session *session, const StoreRunner *runner, const StoreSlot *s
     " AND NOT " REPLACED(r)
 
 static const char WAITING_SQL[] =
-    "SELECT DISTINCT r.job, NULL::int8"
+    "SELECT r.job, NULL::int8, min(r.due_at)"
     "  FROM lockkeeper.run r"
     " WHERE r.state = 'due' AND r.due_at <= now()"
     "   AND NOT EXISTS (SELECT FROM lockkeeper.job j WHERE j.name = r.job AND j.paused)"
     "   AND " CAN_BEGIN("r")
+    " GROUP BY r.job"
     " UNION ALL"
-    " SELECT NULL, " US("min(r.due_at)")
+    " SELECT NULL, " US("min(r.due_at)") ", NULL"
     "   FROM lockkeeper.run r WHERE r.state = 'due' AND r.due_at > now()"
-    " ORDER BY 1 NULLS LAST";
+    " ORDER BY 3 NULLS LAST, 1";
 
 bool store_waiting(Session *session, StoreWaiting *waiting, Error *err)
 {

@@ -32,6 +32,7 @@ enum {
     RECORD_US = 3600 * 1000000L,
     PRUNE_US = 600 * 1000000L,
     PRUNE_PAUSE_US = 2000, /* between batches */
+    TAKE_JOBS = 64,
     END_US = 5000000, /* beyond drain and grace: then processes are killed */
     EXIT_LOADING = 2,
 };
@@ -52,6 +53,9 @@ typedef struct {
     char host[256];
     bool older_zones;  /* another supervisor has newer time-zone data */
     bool waiting;      /* there may be rows to be taken */
+    const char **waiting_jobs; /* by name, those that had some when it was asked last; the jobs' */
+    int waiting_count;
+    int waiting_at; /* those before have none any more */
     int64_t take_next_us; /* when the next row becomes due, by the monotonic clock */
     bool has_finish;   /* jobs whose schedule counts from their last end */
     bool has_replace;  /* jobs of which a newer run replaces one at work */
@@ -455,40 +459,68 @@ static void tick_main(void *argument)
 
 /* ---- rows to be taken --------------------------------------------------------------------------- */
 
+/* Forget which jobs have rows to be taken. */
+static void forget_waiting(Supervisor *s)
+{
+    free(s->waiting_jobs);
+    s->waiting_jobs = NULL;
+    s->waiting_count = s->waiting_at = 0;
+}
+
+/* Ask which jobs have rows to be taken, and when the next row becomes due. */
+static bool ask_waiting(Supervisor *s, Session *session, Error *err)
+{
+    StoreWaiting waiting;
+
+    forget_waiting(s);
+    if (!store_waiting(session, &waiting, err))
+        return false;
+    s->take_next_us = waiting.next_us == STORE_NO_TIME ? CLOCK_NEVER : link_when(&s->link, waiting.next_us);
+    s->waiting_jobs = calloc((size_t)waiting.count + 1, sizeof *s->waiting_jobs);
+    for (int i = 0; s->waiting_jobs != NULL && i < waiting.count; i++) {
+        const Job *job = job_set_find(&s->jobs, store_waiting_job(&waiting, i));
+
+        if (job != NULL && is_ours(s, job))
+            s->waiting_jobs[s->waiting_count++] = job->record.name;
+    }
+    s->waiting = waiting.count > 0;
+    store_waiting_clear(&waiting);
+    return true;
+}
+
+/* Take rows of those jobs, of some at a time: a statement with thousands of names takes its time. */
+static bool take_waiting(Supervisor *s, Session *session, bool *filled, Error *err)
+{
+    *filled = false;
+    while (!*filled && s->waiting_at < s->waiting_count) {
+        int workers = pool_free_workers(s->pool);
+        int left = s->waiting_count - s->waiting_at;
+        int count = left < TAKE_JOBS ? left : TAKE_JOBS;
+        StoreRuns taken;
+
+        if (!store_take(session, &s->link.runner, s->waiting_jobs + s->waiting_at, count, workers, &taken,
+                        err))
+            return false;
+        *filled = taken.count == workers;
+        hand_out(s, session, &taken);
+        store_runs_clear(&taken);
+        if (!*filled)
+            s->waiting_at += count;
+    }
+    return true;
+}
+
+/* As long as those jobs that had rows keep all workers busy, nobody asks for others. */
 static bool take_rows(Supervisor *s, Session *session, Error *err)
 {
-    StoreWaiting waiting = {0};
-    StoreRuns taken = {0};
-    const char **names = NULL;
-    int count = 0;
-    int workers = pool_free_workers(s->pool);
-    bool ok;
+    bool filled;
 
     if (s->options.stateless) {
         begin_waiting(s);
         return true;
     }
-    ok = store_waiting(session, &waiting, err);
-    if (!ok)
-        return false;
-    s->waiting = waiting.count > 0;
-    s->take_next_us = waiting.next_us == STORE_NO_TIME ? CLOCK_NEVER : link_when(&s->link, waiting.next_us);
-    names = calloc((size_t)waiting.count + 1, sizeof *names);
-    for (int i = 0; names != NULL && i < waiting.count; i++) {
-        const Job *job = job_set_find(&s->jobs, store_waiting_job(&waiting, i));
-
-        if (job != NULL && is_ours(s, job))
-            names[count++] = job->record.name;
-    }
-    if (count > 0 && workers > 0) {
-        ok = store_take(session, &s->link.runner, names, count, workers, &taken, err);
-        if (ok)
-            hand_out(s, session, &taken);
-    }
-    free(names);
-    store_runs_clear(&taken);
-    store_waiting_clear(&waiting);
-    return ok;
+    return take_waiting(s, session, &filled, err) &&
+           (filled || (ask_waiting(s, session, err) && take_waiting(s, session, &filled, err)));
 }
 
 static void take_main(void *argument)
@@ -763,6 +795,7 @@ static bool swap_jobs(Supervisor *s, Survey *found, Error *err)
     bool ok;
 
     turn_take(&s->jobs_turn);
+    forget_waiting(s);
     ok = survey_swap(found, &s->jobs, err);
     turn_give(&s->jobs_turn);
     return ok;
@@ -1227,6 +1260,7 @@ static void release(Supervisor *s)
     close_http(s);
     link_free(&s->link);
     watch_close(s->watch);
+    forget_waiting(s);
     job_set_clear(&s->jobs);
     zones_free(s->zones);
     json_decref(s->settings);

@@ -214,7 +214,7 @@ local FAULTS = {
     return name ~= "" and "the server ends " .. name or nil
   end,
   function(host)
-    if host.busy then return end
+    if host.busy or not host.child:stderr():find("jobs are known", 1, true) then return end
     host.child:signal("HUP")
     return "SIGHUP"
   end,
@@ -287,14 +287,17 @@ function M.play(spec)
   -- No slot is due from here on; what waits is finished.
   process.write_file(path, file(false))
   for _, host in ipairs(all) do
+    hosts.await_serving(host.child, 60)
     host.child:signal("HUP")
   end
   witness.await_over(server, OVER)
   local problems = witness.check(server, grids)
   for _, host in ipairs(all) do
     host.child:signal("TERM")
-    if host.child:wait(60) ~= 0 then
-      problems[#problems + 1] = ("the supervisor of host %d did not end in order"):format(host.number)
+    local code = host.child:wait(60)
+    if code ~= 0 then
+      problems[#problems + 1] = ("the supervisor of host %d has ended with code %d:\n%s"):format(host.number,
+        code, host.child:stderr():sub(-4000))
     end
     host.wire:close()
   end

@@ -93,6 +93,13 @@ static struct sockaddr_un address_of(const char *path)
 
 /* ---- statements ------------------------------------------------------------------------------- */
 
+/* Of a transaction in one flight, the statement that says most. */
+static void note_text(Connection *c, const char *text)
+{
+    if (strcmp(text, "COMMIT") != 0)
+        memcpy(c->text, text, TEXT);
+}
+
 static void copy_text(char *to, size_t size, const char *from)
 {
     size_t length = 0;
@@ -116,7 +123,7 @@ static void note_parse(Connection *c)
     copy_text(prepared->text, sizeof prepared->text, text < c->body + c->body_length ? text : "");
     prepared->next = c->prepared;
     c->prepared = prepared;
-    memcpy(c->text, prepared->text, TEXT);
+    note_text(c, prepared->text);
 }
 
 static void note_bind(Connection *c)
@@ -125,7 +132,7 @@ static void note_bind(Connection *c)
 
     for (const Prepared *p = c->prepared; p != NULL; p = p->next) {
         if (strcmp(p->name, name) == 0) {
-            memcpy(c->text, p->text, TEXT);
+            note_text(c, p->text);
             return;
         }
     }

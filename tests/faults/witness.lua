@@ -158,24 +158,28 @@ select format('no row: %s has no run for any slot between %s and %s', job, befor
           from lockkeeper.run where origin = 'schedule' and attempt = 1 and job ~ '{jobs}') r
  where slot - before <> make_interval(secs => {seconds})]]
 
-local function collect(server, found, sql)
-  local lines = {}
-  for line in server:psql(sql):gmatch("[^\n]+") do
-    lines[#lines + 1] = line
+-- What the statements find, in their order. One psql for all: each costs a process.
+local function found_by(server, statements)
+  local found = {}
+  for line in server:psql(table.concat(statements, " order by 1;\n") .. " order by 1;\n"):gmatch("[^\n]+") do
+    found[#found + 1] = line
   end
-  table.sort(lines)
-  table.move(lines, 1, #lines, #found + 1, found)
+  return found
+end
+
+local function with_span(into, list)
+  for _, sql in ipairs(list) do
+    into[#into + 1] = SPAN .. sql
+  end
 end
 
 --- What the witness alone shows: overlaps, double slots, fences out of order.
 ---@param server Server
 ---@return string[]
 function M.seen(server)
-  local found = {}
-  for _, sql in ipairs(SEEN) do
-    collect(server, found, SPAN .. sql)
-  end
-  return found
+  local statements = {}
+  with_span(statements, SEEN)
+  return found_by(server, statements)
 end
 
 --- All of it: what the witness shows, and where the runner's history tells otherwise.
@@ -183,14 +187,13 @@ end
 ---@param grids? table<string, number>  a pattern of jobs' names to the seconds between their slots
 ---@return string[]
 function M.check(server, grids)
-  local found = M.seen(server)
-  for _, sql in ipairs(TOLD) do
-    collect(server, found, SPAN .. sql)
-  end
+  local statements = {}
+  with_span(statements, SEEN)
+  with_span(statements, TOLD)
   for pattern, seconds in pairs(grids or {}) do
-    collect(server, found, (GRID:gsub("{(%w+)}", { jobs = pattern, seconds = seconds })))
+    statements[#statements + 1] = (GRID:gsub("{(%w+)}", { jobs = pattern, seconds = seconds }))
   end
-  return found
+  return found_by(server, statements)
 end
 
 --- Wait until no run is due or at work; says whether it came to that.

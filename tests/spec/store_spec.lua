@@ -1112,7 +1112,8 @@ describe("runner.md 27: history", function()
     admin:exec([[
       INSERT INTO lockkeeper.run (job, origin, slot, state, ended_at, over_at)
       SELECT 'job' || g % 1000, 'schedule', now() - g * interval '10 seconds',
-             (ARRAY['succeeded', 'skipped', 'lost', 'failed'])[1 + g % 4], now() - g * interval '10 seconds', now() - g * interval '10 seconds'
+             (ARRAY['succeeded', 'skipped', 'lost', 'failed'])[1 + g % 4],
+             now() - g * interval '10 seconds', now() - g * interval '10 seconds'
         FROM generate_series(1, 100000) g;
       ANALYZE lockkeeper.run]])
     local jobs, slots = {}, {}

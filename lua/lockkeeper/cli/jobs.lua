@@ -28,7 +28,11 @@ jobs.spec = {
   own_config = true,
 }
 
-local function counts(list, runners)
+--- How many there are: "3 jobs, 1 paused; 2 supervisors".
+---@param list JobRow[]
+---@param runners integer
+---@return string
+function jobs.counts(list, runners)
   local paused = 0
   for _, row in ipairs(list) do
     paused = paused + (row.paused and 1 or 0)
@@ -61,7 +65,7 @@ function jobs.main(values, operands)
   if values.format == "json" then
     rows.print_json(list, rows.object_by(columns))
   else
-    print(state.first_line(now, counts(list, runners)))
+    print(state.first_line(now, jobs.counts(list, runners)))
     if #list > 0 then
       rows.print_table(columns, list)
     elseif not found then

@@ -107,6 +107,7 @@ local function execute(request)
   say { ended = { state = outcome.state, reason = outcome.reason, written = written,
     error = outcome.error and tostring(err.message), kind = err.kind, sqlstate = err.sqlstate,
     detail = err.detail, waited = outcome.waited, ran = outcome.ran,
+    given_back = book and book.to_give_back or nil,
     reusable = REUSABLE[outcome.state] and written } }
 end
 

@@ -15,7 +15,7 @@ local function signal_all(server, name)
   process.signal(name, server:pid(), table.unpack(process.children(server:pid())))
 end
 
--- What is done to the server, and undone.
+-- What is done to the server, and undone. fails_none: a run that could not begin for it is no failure.
 local TROUBLES = {
   { name = "stopped",
     begin = function(server) server:stop() end,
@@ -51,7 +51,8 @@ local TROUBLES = {
     begin = function(server)
       server:psql("alter role keeper connection limit 2")
     end,
-    undo = function(server) server:psql("alter role keeper connection limit -1") end },
+    undo = function(server) server:psql("alter role keeper connection limit -1") end,
+    fails_none = true },
   { name = "sessions ended",
     begin = function(server)
       server:psql("select pg_terminate_backend(pid) from pg_stat_activity where usename = 'keeper'")
@@ -76,6 +77,7 @@ function M.play()
   server:start()
   hosts.await_serving(host, 40)
   for _, trouble in ipairs(TROUBLES) do
+    local begun = server:psql("select clock_timestamp()")
     local state = trouble.begin(server)
     t.sleep(trouble.seconds or 5)
     trouble.undo(server, state)
@@ -88,6 +90,11 @@ function M.play()
     if not ok then
       problems[#problems + 1] = ("%s: nothing is run any more: %s"):format(trouble.name,
         witness.tally(server))
+    end
+    local failed = server:psql(([[select count(*) from lockkeeper.run
+      where state = 'failed' and slot > '%s']]):format(begun))
+    if trouble.fails_none and failed ~= "0" then
+      problems[#problems + 1] = ("%s: %s runs have failed"):format(trouble.name, failed)
     end
     if not host:is_running() then
       problems[#problems + 1] = ("%s: the supervisor has ended"):format(trouble.name)
