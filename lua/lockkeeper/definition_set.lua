@@ -18,6 +18,7 @@ local sets = {}
 ---@field configuration boolean
 ---@field jobs Job[]            in order of definition; jobs["NAME"] is the one of that name
 ---@field policies PolicyDefinition[]  likewise
+---@field audits AuditDefinition[]     likewise
 ---@field faults { file: string, line?: integer, message: string }[]
 ---@field collect boolean
 
@@ -44,7 +45,7 @@ end
 local function new_set(file, options)
   return {
     file = file, configuration = options.configuration or false, collect = options.collect or false,
-    jobs = new_list(), policies = new_list(), faults = {},
+    jobs = new_list(), policies = new_list(), audits = new_list(), faults = {},
   }
 end
 
@@ -154,7 +155,7 @@ function sets.faults_of(set, where, what)
 end
 
 --- Begin a definition by name and table. Without a third result it is too wrong to look at.
----@param what string   "job", "policy"
+---@param what string   "job", "policy", "audit"
 ---@param name any
 ---@param tbl any
 ---@return Set set

@@ -586,8 +586,8 @@ end
 
 --- Read an expression. A mistake in it is a usage error that names its place.
 ---@param text string
----@param options { name: "locks"|"blocked"|"sessions", what?: string }  whose fields; `what` begins
----  messages (default: "the expression")
+---@param options { name?: "locks"|"blocked"|"sessions", fields?: table<string, FilterField>, what?: string }
+---  whose fields, or these; `what` begins messages (default: "the expression")
 ---@return Expression
 function expression.compile(text, options)
   local what = options.what or "the expression"
@@ -595,8 +595,8 @@ function expression.compile(text, options)
     core.usage(("%s has %d bytes, more than %d"):format(what, #text, LENGTH_MAX))
   end
   local hidden = {}
-  local reader = { text = text, what = what, fields = filter.FIELDS[options.name], next_at = 1, depth = 0,
-    hidden = hidden }
+  local reader = { text = text, what = what, fields = options.fields or filter.FIELDS[options.name],
+    next_at = 1, depth = 0, hidden = hidden }
   advance(reader)
   if reader.kind == "end" then
     core.usage(what .. " is empty")

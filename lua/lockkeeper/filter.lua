@@ -234,6 +234,15 @@ local READ = {
   mode = mode, key = key, relation = relation,
 }
 
+--- A value of a field of that kind, from its text too; a wrong one is a usage error.
+---@param kind string  see FilterField
+---@param value any
+---@param what string  begins the message
+---@return any
+function filter.read(kind, value, what)
+  return READ[kind](value, what)
+end
+
 ---------------------------------------------------------------------------------------------------
 -- tests: a function of (the field's value, which is not nil; the value's row or activity)
 

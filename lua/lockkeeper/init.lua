@@ -438,6 +438,38 @@ function lock.policy(name, definition)
   require("lockkeeper.definition").policy(name, definition)
 end
 
+--- Define an audit (see lockkeeper.audit).
+---@param name string
+---@param definition AuditSpec
+function lock.audit(name, definition)
+  require("lockkeeper.audit").define(name, definition)
+end
+
+--- A named set of options for `lockkeeper ls --view`; belongs in the configuration (see lockkeeper.view).
+---@param name string
+---@param view View
+function lock.view(name, view)
+  require("lockkeeper.view").define(name, view)
+end
+
+--- Sessions that nothing here ever cancels or terminates; belongs in the configuration (see
+--- lockkeeper.untouchable).
+---@param list table|table[]|fun(session: Activity): any  a filter of sessions, or a list of filters
+function lock.protect(list)
+  require("lockkeeper.untouchable").protect(list)
+end
+
+--- What an audit's `find` gets (see lockkeeper.audit_snapshot): a snapshot of now, or one that was saved.
+---@param saved? string|table  the file that `lockkeeper ls --all --format json` has made, or its rows
+---@return AuditSnapshot
+function lock.snapshot(saved)
+  return require("lockkeeper.audit_snapshot").new(nil, saved)
+end
+
+function session_methods:snapshot()
+  return require("lockkeeper.audit_snapshot").new(self)
+end
+
 --- What a job holds while it runs: lock.guard.advisory(id, options), semaphore(id, n, options),
 --- model(names, options), row_locks(sql, parameters, options).
 lock.guard = setmetatable({}, {

@@ -70,7 +70,7 @@ end
 ---@field file string
 ---@field jobs Job[]        in order of definition; jobs["NAME"] is the one of that name
 ---@field policies PolicyDefinition[]
----@field audits table[]
+---@field audits AuditDefinition[]
 
 --- What a file defines, for tests of it; nothing is run but the file itself, with globals of its own, and
 --- the first fault in it is raised as a usage error. It may not use the database.
@@ -91,7 +91,8 @@ function files.load(path)
   chunk()
   scope.finished = true
   definition().finish()
-  return { file = path, jobs = scope.set.jobs, policies = scope.set.policies, audits = {} }
+  return { file = path, jobs = scope.set.jobs, policies = scope.set.policies,
+    audits = scope.set.audits }
 end
 
 return files

@@ -9,6 +9,7 @@ local core = require "lockkeeper.core"
 local filter = require "lockkeeper.filter"
 local kill = require "lockkeeper.kill"
 local query = require "lockkeeper.query"
+local untouchable = require "lockkeeper.untouchable"
 
 ---@class PrioritizeOptions
 ---@field interval? number|string   how long between two looks, and before the first; default 1 s
@@ -61,9 +62,8 @@ local query = require "lockkeeper.query"
 local OPTIONS = { "interval", "action", "where", "periodic", "sessions", "escalate", "protect", "reach",
   "max_kills", "verify", "dry_run", "timeout", "on_action", "using" }
 
--- First half of the advisory lock by which others know who is under prioritize; the second half is the
--- protected session's pid. Shared, since blocks nest. It is the CRC-32 of "lockkeeper: prioritize".
-local MARKER = 275418866
+-- The mark of a session under prioritize.
+local MARKER = untouchable.MARKER
 
 -- Nothing that this session asks may hold the protected one's end up.
 local PREPARE_SQL = [[
@@ -72,13 +72,6 @@ SELECT pg_catalog.set_config('application_name', 'lockkeeper: prioritize', false
        pg_catalog.set_config('statement_timeout', '10s', false)]]
 local MARK_SQL = "SELECT pg_catalog.pg_try_advisory_lock_shared($1::pg_catalog.int4, $2::pg_catalog.int4)"
 local UNMARK_SQL = "SELECT pg_catalog.pg_advisory_unlock_shared($1::pg_catalog.int4, $2::pg_catalog.int4)"
-
--- Protected sessions and those that look for them. The marker may be of another database.
-local MARKED_SQL = [[
-SELECT l.objid::pg_catalog.int8 AS protected, l.pid AS side
-  FROM pg_catalog.pg_locks l
- WHERE l.locktype OPERATOR(pg_catalog.=) 'advisory' AND l.granted AND l.objsubid OPERATOR(pg_catalog.=) 2
-   AND l.classid::pg_catalog.int8 OPERATOR(pg_catalog.=) $1::pg_catalog.int8]]
 
 -- Who waits. Where this role may not see for what a session waits, pg_locks tells.
 local WAITERS_SQL = [[
@@ -133,25 +126,6 @@ local function sessions_filter(spec, name)
   return filter.compile(spec, { name = "sessions", what = "prioritize: " .. name })
 end
 
--- One filter, or a list of them.
-local function protect_filters(spec)
-  local list = {}
-  if type(spec) ~= "table" or #spec == 0 then
-    list[1] = spec ~= nil and sessions_filter(spec, "protect") or nil
-    return list
-  end
-  for i, element in ipairs(spec) do
-    list[i] = sessions_filter(element, ("protect: element %d"):format(i))
-  end
-  for key in pairs(spec) do
-    if list[key] == nil then
-      core.usage(("prioritize: protect must be a filter or a list of filters, not a list with the key %s")
-        :format(tostring(key)))
-    end
-  end
-  return list
-end
-
 local function read_options(options)
   call.check_options("prioritize", options, OPTIONS)
   options = options or {}
@@ -166,7 +140,7 @@ local function read_options(options)
     periodic = boolean(options, "periodic", true),
     sessions = options.sessions ~= nil and sessions_filter(options.sessions, "sessions") or nil,
     escalate = duration(options, "escalate", false),
-    protect = protect_filters(options.protect),
+    protect = options.protect ~= nil and untouchable.filters(options.protect, "prioritize: protect") or {},
     to_roots = one_of(options, "reach", { "direct", "roots" }) == "roots",
     max_kills = call.integer("prioritize", options, "max_kills", 0) or math.maxinteger,
     verify = duration(options, "verify", 2),
@@ -397,18 +371,8 @@ local function choose(state, rows, targets, by_pid)
   return chosen
 end
 
--- The sessions under prioritize, and those that look for them.
-local function read_marked(state)
-  local marked = {}
-  for _, row in ipairs(state.side:query(MARKED_SQL, MARKER)) do
-    marked[row.protected] = "it is under prioritize"
-    marked[row.side] = "it looks for blockers of a session under prioritize"
-  end
-  return marked
-end
-
 -- Why a session is never touched, or nil.
-local function untouchable(state, target, marked)
+local function why_untouched(state, target, marked)
   local activity = target.row and target.row.blocking_activity
   if target.pid == state.pid then
     return "it is the protected session itself"
@@ -416,11 +380,10 @@ local function untouchable(state, target, marked)
     return marked[target.pid]
   elseif not activity then
     return "it blocks none of the protected sessions"
-  elseif activity.backend_type == "walsender" then
-    return "it is a walsender"
-  elseif activity.backend_type == "autovacuum worker"
-    and (activity.query or ""):find("(to prevent wraparound)", 1, true) then
-    return "it is an autovacuum that prevents transaction id wraparound"
+  end
+  local reason = call_user(state, "protect", untouchable.reason, activity)
+  if reason then
+    return reason
   elseif state.sessions and matches(state, "sessions", state.sessions, activity) then
     return "its own waits are protected"
   end
@@ -549,7 +512,8 @@ local function act(state, action, targets)
   end
   state.is_acting = true
   local outcomes = kill.signal(state.side, action, targets, {
-    verify = state.verify, dry_run = state.dry_run, stop = function() return state.stopping or is_overtaken(state) end,
+    verify = state.verify, dry_run = state.dry_run,
+    stop = function() return state.stopping or is_overtaken(state) end,
   })
   for i, outcome in ipairs(outcomes) do
     local target, record = targets[i], records[i]
@@ -593,8 +557,8 @@ local function plan(state, targets)
   local due, planned, marked = { cancel = {}, terminate = {} }, 0, nil
   for _, target in ipairs(targets) do
     if not state.settled[target.key] then
-      marked = marked or read_marked(state)
-      local why = untouchable(state, target, marked)
+      marked = marked or untouchable.marked(state.side)
+      local why = why_untouched(state, target, marked)
       if why then
         leave_alone(state, target, "info", why)
       elseif is_new_kill(state, target) and state.kills + planned >= state.max_kills then
@@ -694,7 +658,7 @@ local function rehearse(state)
   local look_at_nobody = core.look_blocked(state.side, function() end, { NOBODY.pid })
   core.look_further(look_at_nobody, state.side)
   core.look_names(look_at_nobody, state.side)
-  read_marked(state)
+  untouchable.marked(state.side)
   kill.signal(state.side, state.action, { NOBODY }, { dry_run = state.dry_run })
 end
 

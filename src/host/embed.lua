@@ -1,10 +1,17 @@
 -- Writes a C file that holds the given Lua files, compiled: what the host loads them from.
--- Usage: lua5.4 embed.lua OUT.c ROOT FILE...
+-- Usage: lua5.4 embed.lua OUT.c ROOT FILE...; a file outside ROOT is the module lockkeeper.audits.NAME
 local out_path, root = arg[1], arg[2]
 local out = assert(io.open(out_path, "wb"))
 
+local function name_of(path)
+  if path:sub(1, #root + 1) == root .. "/" then
+    return path:sub(#root + 2)
+  end
+  return "lockkeeper/audits/" .. path:match("[^/]+$")
+end
+
 local function module_name(path)
-  local name = path:sub(#root + 2):gsub("%.lua$", ""):gsub("/init$", ""):gsub("/", ".")
+  local name = name_of(path):gsub("%.lua$", ""):gsub("/init$", ""):gsub("/", ".")
   return name
 end
 
@@ -13,7 +20,7 @@ out:write("/* Made from lua/ by src/host/embed.lua. */\n#include \"host/state.h\
 for i = 3, #arg do
   local path = arg[i]
   local file = assert(io.open(path, "rb"))
-  local chunk = assert(load(file:read("a"), "=(lockkeeper)" .. path:sub(#root + #"/lockkeeper" + 1), "t"))
+  local chunk = assert(load(file:read("a"), "=(lockkeeper)" .. name_of(path):sub(#"lockkeeper" + 1), "t"))
   file:close()
   local code = string.dump(chunk)
   local bytes = {}

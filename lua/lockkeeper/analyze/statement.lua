@@ -131,7 +131,6 @@ local function alter(words)
   end
 end
 
--- At most one name is told: the others are locked alike, one after the other.
 local function vacuum(words)
   local at, full = 2, false
   if words[2] == "(" then
@@ -346,9 +345,9 @@ local MODES = {
     return mode and modes.parse(mode) or AEL
   end,
   CREATE = function(words)
-    if find(words, "INDEX") and (find(words, "INDEX") or 9) <= 3 then
+    if words[2] == "INDEX" or words[3] == "INDEX" then
       return "SHARE"
-    elseif find(words, "TRIGGER") and (find(words, "TRIGGER") or 9) <= 5 or find(words, "REFERENCES") then
+    elseif (find(words, "TRIGGER") or math.huge) <= 5 or find(words, "REFERENCES") then
       return SRE
     elseif words[2] == "STATISTICS" or find(words, "INHERITS") then
       return SUE
