@@ -4,7 +4,7 @@
 # What it takes to build; the scripts add what it takes to run.
 # shellcheck disable=SC2034 # used there
 BUILD_PACKAGES='gcc libc6-dev cmake ninja-build pkg-config libpq-dev liblua5.4-dev lua5.4 libssl-dev
-zlib1g-dev libjansson-dev libmicrohttpd-dev'
+zlib1g-dev libjansson-dev libmicrohttpd-dev libncurses-dev'
 
 # quietly TEXT COMMAND...: says TEXT, shows what the command writes only if it fails.
 quietly() {

@@ -76,7 +76,8 @@ needed() {
 
 install() {
     # shellcheck disable=SC2086 # one word a package
-    install_missing $BUILD_PACKAGES lua-busted lua-check postgresql-15 pgbouncer procps util-linux
+    install_missing $BUILD_PACKAGES lua-busted lua-check postgresql-15 pgbouncer procps tmux faketime \
+        util-linux
 }
 
 builds() {

@@ -8,6 +8,7 @@
 #include "host/describe.h"
 #include "host/embedded.h"
 #include "host/memory.h"
+#include "host/screen.h"
 #include "host/serve.h"
 #include "host/signals.h"
 #include "host/watcher.h"
@@ -321,6 +322,7 @@ static int open_host(lua_State *L)
                                  {"end_strays", host_end_strays},
                                  {NULL, NULL}}));
     describe_register(L);
+    screen_register(L);
     serve_register(L);
     work_register(L);
     return 1;

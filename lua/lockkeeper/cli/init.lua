@@ -8,7 +8,7 @@ local target = require "lockkeeper.cli.target"
 require "lockkeeper" -- which tells what is left out of tracebacks, where a script does not
 
 local COMMANDS = { "run", "exec", "serve", "jobs", "trigger", "pause", "resume", "cancel", "history",
-  "check", "next", "ls", "tree", "analyze", "key", "who", "init", "db",
+  "check", "next", "ls", "tree", "top", "analyze", "key", "who", "init", "db",
   "completion" }
 
 -- Those that commands call, not people.
@@ -34,6 +34,7 @@ Runs Lua scripts and commands under PostgreSQL's locks.
   next JOB PATH...         when a job is due
   ls [PID...]              locks, who waits for whom; cancels and terminates
   tree                     who waits for whom, root blockers first; also as a picture
+  top                      the same on a whole screen, as it changes; locks; jobs
   analyze FILE.sql         what the statements of a migration would lock and block
   key ID                   the key that a name becomes, as pg_locks shows it
   who ID                   who holds a lock, and who waits for it

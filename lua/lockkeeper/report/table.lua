@@ -44,9 +44,12 @@ local function used(columns, rows)
   return list
 end
 
--- Cut columns until `width` has room for all: the last one first, then from the right those that say to
--- how little they may be cut, then the last one again.
-local function fit(columns, widths, width)
+--- Cut columns until `width` has room for all, with two spaces between them: the last one first, then from
+--- the right those that say to how little they may be cut, then the last one again.
+---@param columns ReportColumn[]
+---@param widths integer[]  what they would take; changed
+---@param width integer
+function text_table.fit(columns, widths, width)
   local over = 2 * (#widths - 1) - width
   for i = 1, #widths do
     over = over + widths[i]
@@ -113,7 +116,7 @@ function text_table.format(columns, rows, width, colours)
     cells[r] = list
   end
   if width then
-    fit(columns, widths, width)
+    text_table.fit(columns, widths, width)
   end
   local title_styles = {}
   for i = 1, colours and #columns or 0 do
