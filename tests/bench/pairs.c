@@ -1,65 +1,162 @@
 /*
- * The limit for acquiring and releasing an advisory lock: bare libpq, two round trips a pair.
+ * The limit for acquiring and releasing a lock: bare libpq, prepared statements.
  *
- *   bench_pairs CONNINFO SECONDS try|timed      pairs a second, on stdout
- *   bench_pairs CONNINFO 0 once                 connect, lock, release, exit: for timing a process
+ *   bench_pairs CONNINFO SECONDS MODE    pairs a second, and microseconds of our CPU time a pair
+ *   bench_pairs CONNINFO COUNTx MODE     the same, of so many pairs
+ *   bench_pairs CONNINFO 0 once          connect, lock, release, exit: for timing a process
+ *   bench_pairs CONNINFO 0 exec COMMAND  the same, with a command under the lock
+ *
+ * MODE: try; timed (lock_timeout 5 s, touched only by a wait); naive (set, lock, reset, unlock);
+ * shared; xact (BEGIN, try, COMMIT); nested (two locks, one inside the other: two pairs);
+ * model (BEGIN, LOCK TABLE, COMMIT).
  */
 #include <libpq-fe.h>
+#include <spawn.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/wait.h>
 #include <time.h>
 
-static const char TRY[] = "SELECT pg_try_advisory_lock($1)";
-static const char TIMED[] =
-    "SELECT CASE WHEN pg_try_advisory_lock($1) THEN false"
-    " WHEN set_config('lock_timeout', $2, true) IS NOT NULL THEN pg_advisory_lock($1)::text = '' END";
-static const char UNLOCK[] = "SELECT pg_advisory_unlock($1)";
+extern char **environ;
 
-static double now(void)
+static const char *const STATEMENTS[][3] = {
+    {"try", "SELECT pg_try_advisory_lock($1)", "1"},
+    {"timed",
+     "SELECT CASE WHEN pg_try_advisory_lock($1) THEN false"
+     " WHEN set_config('lock_timeout', $2, true) IS NOT NULL"
+     " THEN pg_advisory_lock($1)::text = '' END",
+     "2"},
+    {"lock", "SELECT pg_advisory_lock($1)", "1"},
+    {"unlock", "SELECT pg_advisory_unlock($1)", "1"},
+    {"try shared", "SELECT pg_try_advisory_lock_shared($1)", "1"},
+    {"unlock shared", "SELECT pg_advisory_unlock_shared($1)", "1"},
+    {"try xact", "SELECT pg_try_advisory_xact_lock($1)", "1"},
+    {"set", "SET lock_timeout = '5s'", "0"},
+    {"reset", "RESET lock_timeout", "0"},
+    {"begin", "BEGIN", "0"},
+    {"commit", "COMMIT", "0"},
+    {"lock table", "LOCK TABLE bench_model IN SHARE MODE", "0"},
+};
+
+static const struct {
+    const char *name;
+    const char *steps[5]; /* '+': with the other key */
+    int pairs;
+} MODES[] = {
+    {"try", {"try", "unlock"}, 1},
+    {"timed", {"timed", "unlock"}, 1},
+    {"naive", {"set", "lock", "reset", "unlock"}, 1},
+    {"shared", {"try shared", "unlock shared"}, 1},
+    {"xact", {"begin", "try xact", "commit"}, 1},
+    {"nested", {"try", "+try", "+unlock", "unlock"}, 2},
+    {"model", {"begin", "lock table", "commit"}, 1},
+};
+enum { MODE_COUNT = sizeof MODES / sizeof MODES[0], BATCH = 100 };
+
+static double seconds_of(clockid_t clock)
 {
     struct timespec t;
 
-    clock_gettime(CLOCK_MONOTONIC, &t);
+    clock_gettime(clock, &t);
     return (double)t.tv_sec + (double)t.tv_nsec / 1e9;
 }
 
-static void check(PGconn *conn, PGresult *result, ExecStatusType wanted)
+static void check(PGconn *conn, PGresult *result)
 {
-    if (PQresultStatus(result) != wanted) {
+    if (PQresultStatus(result) != PGRES_TUPLES_OK && PQresultStatus(result) != PGRES_COMMAND_OK) {
         fprintf(stderr, "%s", PQerrorMessage(conn));
         exit(1);
     }
     PQclear(result);
 }
 
-static void prepare(PGconn *conn, const char *name, const char *sql)
+static void prepare_all(PGconn *conn)
 {
     const Oid types[2] = {20, 25};
 
-    check(conn, PQprepare(conn, name, sql, strcmp(name, "timed") == 0 ? 2 : 1, types),
-          PGRES_COMMAND_OK);
+    for (size_t i = 0; i < sizeof STATEMENTS / sizeof STATEMENTS[0]; i++)
+        check(conn, PQprepare(conn, STATEMENTS[i][0], STATEMENTS[i][1], atoi(STATEMENTS[i][2]),
+                              types));
 }
 
-static void pair(PGconn *conn, const char *lock, const char *key)
+static int parameters_of(const char *name)
 {
-    const char *values[2] = {key, "5000"};
+    for (size_t i = 0; i < sizeof STATEMENTS / sizeof STATEMENTS[0]; i++) {
+        if (strcmp(STATEMENTS[i][0], name) == 0)
+            return atoi(STATEMENTS[i][2]);
+    }
+    abort();
+}
 
-    check(conn,
-          PQexecPrepared(conn, lock, strcmp(lock, "timed") == 0 ? 2 : 1, values, NULL, NULL, 0),
-          PGRES_TUPLES_OK);
-    check(conn, PQexecPrepared(conn, "unlock", 1, values, NULL, NULL, 0), PGRES_TUPLES_OK);
+typedef struct {
+    const char *name;
+    int count;
+    const char *values[2];
+} Step;
+
+static int steps_of(int mode, Step *steps)
+{
+    int count = 0;
+
+    for (const char *const *name = MODES[mode].steps; *name != NULL; name++) {
+        const char *bare = **name == '+' ? *name + 1 : *name;
+
+        steps[count++] = (Step){bare, parameters_of(bare), {bare == *name ? "42" : "43", "5000"}};
+    }
+    return count;
+}
+
+static void measure(PGconn *conn, const char *amount, int mode)
+{
+    Step steps[5];
+    int step_count = steps_of(mode, steps);
+    long most = strchr(amount, 'x') != NULL ? strtol(amount, NULL, 10) : -1;
+    double seconds = strtod(amount, NULL);
+    double start;
+    double cpu;
+    long done = 0;
+
+    prepare_all(conn);
+    start = seconds_of(CLOCK_MONOTONIC);
+    cpu = seconds_of(CLOCK_PROCESS_CPUTIME_ID);
+    do {
+        for (int i = 0; i < BATCH; i++) {
+            for (int j = 0; j < step_count; j++)
+                check(conn, PQexecPrepared(conn, steps[j].name, steps[j].count, steps[j].values,
+                                           NULL, NULL, 0));
+        }
+        done += BATCH * MODES[mode].pairs;
+    } while (most < 0 ? seconds_of(CLOCK_MONOTONIC) - start < seconds : done < most);
+    cpu = seconds_of(CLOCK_PROCESS_CPUTIME_ID) - cpu;
+    printf("%.1f %.3f\n", (double)done / (seconds_of(CLOCK_MONOTONIC) - start),
+           cpu * 1e6 / (double)done);
+}
+
+static void once(PGconn *conn, char **command)
+{
+    const char *values[1] = {"42"};
+    const Oid types[1] = {20};
+    pid_t pid;
+
+    check(conn, PQexecParams(conn, "SELECT pg_try_advisory_lock($1)", 1, types, values, NULL, NULL,
+                             0));
+    if (command != NULL) {
+        if (posix_spawnp(&pid, command[0], NULL, NULL, command, environ) != 0)
+            exit(1);
+        waitpid(pid, NULL, 0);
+    }
+    check(conn, PQexecParams(conn, "SELECT pg_advisory_unlock($1)", 1, types, values, NULL, NULL,
+                             0));
 }
 
 int main(int argc, char **argv)
 {
     PGconn *conn;
-    double start;
-    double seconds;
-    long pairs = 0;
+    int mode = 0;
 
-    if (argc != 4) {
-        fprintf(stderr, "usage: bench_pairs CONNINFO SECONDS try|timed|once\n");
+    if (argc < 4) {
+        fprintf(stderr, "usage: bench_pairs CONNINFO SECONDS|COUNTx MODE\n");
         return 2;
     }
     conn = PQconnectdb(argv[1]);
@@ -67,26 +164,17 @@ int main(int argc, char **argv)
         fprintf(stderr, "%s", PQerrorMessage(conn));
         return 1;
     }
-    if (strcmp(argv[3], "once") == 0) {
-        const char *values[1] = {"42"};
-        const Oid types[1] = {20};
-
-        check(conn, PQexecParams(conn, TRY, 1, types, values, NULL, NULL, 0), PGRES_TUPLES_OK);
-        check(conn, PQexecParams(conn, UNLOCK, 1, types, values, NULL, NULL, 0), PGRES_TUPLES_OK);
-        PQfinish(conn);
-        return 0;
+    if (strcmp(argv[3], "once") == 0 || strcmp(argv[3], "exec") == 0) {
+        once(conn, argc > 4 ? argv + 4 : NULL);
+    } else {
+        while (mode < MODE_COUNT && strcmp(MODES[mode].name, argv[3]) != 0)
+            mode++;
+        if (mode == MODE_COUNT) {
+            fprintf(stderr, "no such mode: %s\n", argv[3]);
+            return 2;
+        }
+        measure(conn, argv[2], mode);
     }
-    prepare(conn, "try", TRY);
-    prepare(conn, "timed", TIMED);
-    prepare(conn, "unlock", UNLOCK);
-    seconds = strtod(argv[2], NULL);
-    start = now();
-    do {
-        for (int i = 0; i < 100; i++)
-            pair(conn, argv[3], "42");
-        pairs += 100;
-    } while (now() - start < seconds);
-    printf("%.0f\n", (double)pairs / (now() - start));
     PQfinish(conn);
     return 0;
 }

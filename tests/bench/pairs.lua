@@ -1,29 +1,46 @@
--- Pairs of acquire and release a second by the module:
---   lockkeeper run pairs.lua SECONDS try|timed|deferred|once
+-- Pairs of acquire and release a second by the module, and microseconds of our CPU time a pair:
+--   lockkeeper run pairs.lua SECONDS|COUNTx try|timed|deferred|shared|xact|nested|model
+--   lockkeeper run pairs.lua 0 once          lock, release: for timing a process
+local core = require "lockkeeper.core"
 local lock = require "lockkeeper"
 
-local seconds, mode = tonumber(arg[1]), arg[2]
-local timeout = mode == "timed" and "5s" or 0
-local deferred = mode == "deferred"
+local amount, mode = arg[1], arg[2]
+local most, seconds = tonumber(amount:match("^(%d+)x$")), tonumber(amount)
 local db = lock.db
 
+local rounds = {
+  try = function() db:advisory(42, { timeout = 0 }):release() end,
+  timed = function() db:advisory(42, { timeout = "5s" }):release() end,
+  deferred = function() db:advisory(42, { timeout = 0, release = "deferred" }):release() end,
+  shared = function() db:advisory(42, { timeout = 0, shared = true }):release() end,
+  xact = function()
+    db:transaction(function() db:advisory(42, { timeout = 0, xact = true }) end)
+  end,
+  nested = function()
+    local outer = db:advisory(42, { timeout = 0 })
+    db:advisory(43, { timeout = 0 }):release()
+    outer:release()
+  end,
+  model = function()
+    db:transaction(function() db:model("bench_model", { mode = "SHARE" }) end)
+  end,
+}
+
 if mode == "once" then
-  db:advisory(42, { timeout = timeout }):release()
+  db:advisory(42, { timeout = 0 }):release()
   return
 end
-db:ping()
-local clock = require("lockkeeper.core").now
-local pairs_done, start = 0, clock()
+local round = rounds[mode]
+for _ = 1, 10 do
+  round() -- so that the statements are prepared
+end
+local BATCH, pairs_each = 100, mode == "nested" and 2 or 1
+local done, start, cpu = 0, core.monotonic(), os.clock()
 repeat
-  for _ = 1, 100 do
-    local held
-    if deferred then
-      held = db:advisory(42, { timeout = timeout, release = "deferred" })
-    else
-      held = db:advisory(42, { timeout = timeout })
-    end
-    held:release()
+  for _ = 1, BATCH do
+    round()
   end
-  pairs_done = pairs_done + 100
-until clock() - start >= seconds
-print(("%.0f"):format(pairs_done / (clock() - start)))
+  done = done + BATCH * pairs_each
+until most and done >= most or seconds and core.monotonic() - start >= seconds
+cpu = os.clock() - cpu
+print(("%.1f %.3f"):format(done / (core.monotonic() - start), cpu * 1e6 / done))

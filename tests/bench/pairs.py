@@ -1,0 +1,90 @@
+"""What pairs.lua does, by Python: pairs.py SECONDS MODE HOW
+
+MODE: try, timed or once. HOW: psycopg2, psycopg (3), django (the statements of django-pglock, through
+Django's cursor as it sends them), pglock (django-pglock itself).
+"""
+import os
+import sys
+import time
+
+seconds, mode, how = float(sys.argv[1]), sys.argv[2], sys.argv[3]
+URL = os.environ["DATABASE_URL"]
+
+
+def statements():
+    """A function that runs one statement and reads its value."""
+    if how == "psycopg2":
+        import psycopg2
+
+        connection = psycopg2.connect(URL)
+        connection.autocommit = True
+    elif how == "psycopg":
+        import psycopg
+
+        connection = psycopg.connect(URL, autocommit=True)
+    else:
+        from django.conf import settings
+
+        query = dict(part.split("=") for part in URL.split("?")[1].split("&"))
+        settings.configure(
+            INSTALLED_APPS=["pglock"] if how == "pglock" else [],
+            DATABASES={
+                "default": {
+                    "ENGINE": "django.db.backends.postgresql",
+                    "NAME": "postgres",
+                    "USER": "postgres",
+                    "HOST": query["host"],
+                    "PORT": query["port"],
+                }
+            },
+        )
+        import django
+
+        django.setup()
+        from django.db import connection
+
+    def run(sql, parameters=None):
+        with connection.cursor() as cursor:
+            cursor.execute(sql, parameters)
+            return cursor.fetchone()[0] if cursor.description else None
+
+    return run
+
+
+run = statements()
+
+
+def pair_try():
+    run("SELECT pg_try_advisory_lock(%s)", (42,))
+    run("SELECT pg_advisory_unlock(%s)", (42,))
+
+
+def pair_timed():
+    run("SELECT set_config('lock_timeout', %s, false)", ("5000",))
+    run("SELECT pg_advisory_lock(%s)", (42,))
+    run("SELECT set_config('lock_timeout', %s, false)", ("0",))
+    run("SELECT pg_advisory_unlock(%s)", (42,))
+
+
+if how == "pglock":
+    import pglock
+
+    def pair():
+        with pglock.advisory("bench", timeout=0 if mode == "try" else 5):
+            pass
+
+else:
+    pair = pair_timed if mode == "timed" else pair_try
+
+if mode == "once":
+    pair()
+    sys.exit()
+done, start, cpu = 0, time.monotonic(), time.process_time()
+while True:
+    for _ in range(50):
+        pair()
+    done += 50
+    if time.monotonic() - start >= seconds:
+        break
+cpu = time.process_time() - cpu
+print("%.1f %.3f" % (done / (time.monotonic() - start), cpu * 1e6 / done))
