@@ -449,7 +449,7 @@ static bool fits(const char *text, const char *end, int width)
 /* Add text at the cursor, `width` columns of it. */
 static void add_text(const char *text, const char *end, int width)
 {
-    wchar_t run[RUN_MAX];
+    wchar_t run[RUN_MAX] = {0};
     int count = 0, columns;
     bool cut = !fits(text, end, width);
     int room = cut ? width - 1 : width;
@@ -491,6 +491,14 @@ static int screen_put(lua_State *L)
     set_style(screen, style);
     wmove(stdscr, (int)line - 1, (int)column - 1);
     add_text(text, text + length, (int)width);
+    return 0;
+}
+
+/* redraw() */
+static int screen_redraw(lua_State *L)
+{
+    check_screen(L);
+    clearok(curscr, TRUE);
     return 0;
 }
 
@@ -635,6 +643,7 @@ void screen_register(lua_State *L)
                   ((luaL_Reg[]){{"size", screen_size},
                                 {"clear", screen_clear},
                                 {"put", screen_put},
+                                {"redraw", screen_redraw},
                                 {"show", screen_show},
                                 {"key", screen_key},
                                 {"said", screen_said},
