@@ -69,16 +69,18 @@ static const char SESSIONS_13[] = SESSIONS_SQL(NO_INTEGER);
 static const char LOCKS[] = LOCKS_SQL(EPOCH_US("l.waitstart"));
 static const char LOCKS_13[] = LOCKS_SQL(NO_INTEGER);
 
+/* Joined, since `= ANY` of a long list goes through it for each row where a generic plan scans. */
+#define WANTED "pg_catalog.unnest($1::pg_catalog.oid[]) AS o(oid)"
 static const char RELATIONS[] =
-    "SELECT c.oid, c.relname, n.nspname, c.relkind FROM pg_catalog.pg_class c"
-    " JOIN pg_catalog.pg_namespace n ON n.oid OPERATOR(pg_catalog.=) c.relnamespace"
-    " WHERE c.oid OPERATOR(pg_catalog.=) ANY ($1::pg_catalog.oid[]) ORDER BY c.oid";
+    "SELECT c.oid, c.relname, n.nspname, c.relkind FROM " WANTED
+    " JOIN pg_catalog.pg_class c ON c.oid OPERATOR(pg_catalog.=) o.oid"
+    " JOIN pg_catalog.pg_namespace n ON n.oid OPERATOR(pg_catalog.=) c.relnamespace ORDER BY c.oid";
 static const char DATABASES[] =
-    "SELECT d.oid, d.datname FROM pg_catalog.pg_database d"
-    " WHERE d.oid OPERATOR(pg_catalog.=) ANY ($1::pg_catalog.oid[]) ORDER BY d.oid";
+    "SELECT d.oid, d.datname FROM " WANTED
+    " JOIN pg_catalog.pg_database d ON d.oid OPERATOR(pg_catalog.=) o.oid ORDER BY d.oid";
 static const char ROLES[] =
-    "SELECT r.oid, r.rolname FROM pg_catalog.pg_roles r"
-    " WHERE r.oid OPERATOR(pg_catalog.=) ANY ($1::pg_catalog.oid[]) ORDER BY r.oid";
+    "SELECT r.oid, r.rolname FROM " WANTED
+    " JOIN pg_catalog.pg_roles r ON r.oid OPERATOR(pg_catalog.=) o.oid ORDER BY r.oid";
 
 /* ---- reading --------------------------------------------------------------------------------- */
 
