@@ -31,7 +31,7 @@ local function file(enabled)
   return witness.file(
     witness.job("each", { enabled = enabled, every = "1s", seconds = 0.1, policy = retry, catchup = "all" }),
     witness.job("replaced", { enabled = enabled, every = "2s", seconds = 1.5, overlap = "replace" }),
-    witness.job("child", { enabled = enabled, after = { "each", on = "finished" }, seconds = 0.05 }))
+    witness.job("child", { after = { "each", on = "finished" }, seconds = 0.05 }))
 end
 
 ---@return table scene

@@ -311,7 +311,10 @@ describe("serve --listen", function()
       t.wait_until(function()
         return (value(scrape(own), "runs_total", { job = "long", state = "skipped" }) or 0) >= 1
       end, SOON, "a skipped slot")
-      sql("update lockkeeper.run set cancel_at = clock_timestamp() where state = 'running' and job = 'long'")
+      t.wait_until(function()
+        return sql([[update lockkeeper.run set cancel_at = clock_timestamp()
+          where state = 'running' and job = 'long' returning id]]) ~= ""
+      end, SOON, "a run at work")
       t.wait_until(function()
         return (value(scrape(own), "runs_total", { job = "long", state = "cancelled" }) or 0) >= 1
       end, SOON, "a cancelled run")

@@ -248,7 +248,11 @@ describe("semaphore", function()
           waited = held.waited
         end)
         spawn(function()
-          lock.sleep("30ms")
+          repeat -- until the one that waits has tried
+            lock.sleep("5ms")
+          until t.observe(([[select exists (select from pg_stat_activity
+            where query like '%%try_advisory%%' and pid not in (%d, %d, pg_backend_pid()))]])
+            :format(db.pid, other.pid)) == "t"
           mine:release()
         end)
         spawn(function()
