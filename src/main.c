@@ -26,6 +26,8 @@ int main(int argc, char **argv)
 
     /* Inherited as ignored, it would hide how children end. */
     signal(SIGCHLD, SIG_DFL);
+    if (argc > 1 && strcmp(argv[1], "serve") == 0)
+        serve_block_signals();
     atexit(check_stdout);
     L = state_new();
     if (L == NULL) {

@@ -38,8 +38,9 @@ local OPEN_SQL = [[
 INSERT INTO lockkeeper.finding (audit, subject, severity, message, detail, opened_at, last_seen)
 SELECT $1, n.subject, n.severity, n.message, n.detail::pg_catalog.jsonb, pg_catalog.to_timestamp($6),
        pg_catalog.to_timestamp($6)
-  FROM pg_catalog.unnest($2::pg_catalog.text[], $3::pg_catalog.text[], $4::pg_catalog.text[],
-                         $5::pg_catalog.text[]) AS n(subject, severity, message, detail)
+  FROM ROWS FROM (pg_catalog.unnest($2::pg_catalog.text[]), pg_catalog.unnest($3::pg_catalog.text[]),
+         pg_catalog.unnest($4::pg_catalog.text[]), pg_catalog.unnest($5::pg_catalog.text[]))
+         AS n(subject, severity, message, detail)
  WHERE NOT EXISTS (SELECT FROM lockkeeper.finding f
         WHERE f.audit OPERATOR(pg_catalog.=) $1 AND f.subject OPERATOR(pg_catalog.=) n.subject
           AND f.closed_at OPERATOR(pg_catalog.>=) pg_catalog.to_timestamp($6))
@@ -51,8 +52,9 @@ local SEEN_SQL = [[
 UPDATE lockkeeper.finding f
    SET severity = n.severity, message = n.message, detail = n.detail::pg_catalog.jsonb,
        last_seen = GREATEST(f.last_seen, pg_catalog.to_timestamp($6))
-  FROM pg_catalog.unnest($2::pg_catalog.text[], $3::pg_catalog.text[], $4::pg_catalog.text[],
-                         $5::pg_catalog.text[]) AS n(subject, severity, message, detail)
+  FROM ROWS FROM (pg_catalog.unnest($2::pg_catalog.text[]), pg_catalog.unnest($3::pg_catalog.text[]),
+         pg_catalog.unnest($4::pg_catalog.text[]), pg_catalog.unnest($5::pg_catalog.text[]))
+         AS n(subject, severity, message, detail)
  WHERE f.audit OPERATOR(pg_catalog.=) $1 AND f.subject OPERATOR(pg_catalog.=) n.subject
    AND f.closed_at IS NULL
 RETURNING f.subject, EXTRACT(epoch FROM f.opened_at)::pg_catalog.float8 AS opened_at]]

@@ -304,6 +304,9 @@ function definition.check_sessions(set)
       sets.fault(set, where, ("%s: using: %s"):format(what, wrong))
     end
   end
+  for _, audit in ipairs(set.audits) do
+    check(audit.using, audit, "audit " .. described(audit.name))
+  end
   for _, job in ipairs(set.jobs) do
     check(job.using, job, "job " .. described(job.name))
     for _, guard in ipairs(job.guards) do

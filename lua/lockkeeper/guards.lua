@@ -203,7 +203,9 @@ end
 ---@field held { planned: PlannedGuard, guard: Guard }[]
 ---@field transactions { session: Session, tx: any }[]
 ---@field waited number                  seconds, for all together
----@field policy_deadline? number        of those without a timeout of their own
+---@field policy_begun? number           since when the policy's time runs, of those without a timeout of
+---                                      their own
+---@field policy_timeout? number         seconds, once somebody has asked
 ---@field own? Guard                     "job:NAME"
 ---@field say fun(level: string, text: string, rows: table[])  what is worth a word while it waits; with
 ---                                      the holders
@@ -219,17 +221,17 @@ function guards.take(db, settings, say)
     Taken)
 end
 
--- When the policy's time for all guards together is over.
+-- When the policy's time for all guards together, which begins with the first, is over.
 local function policy_deadline(taken)
-  if not taken.policy_deadline then
+  if not taken.policy_timeout then
     local timeout = taken.settings.timeout
     if timeout == nil then
       timeout = taken.db:value(LOCK_TIMEOUT_SQL)
       timeout = timeout > 0 and timeout
     end
-    taken.policy_deadline = timeout and core.monotonic() + timeout or math.huge
+    taken.policy_timeout = timeout or math.huge
   end
-  return taken.policy_deadline
+  return taken.policy_begun + taken.policy_timeout
 end
 
 local function deadline_of(taken, planned, begun)
@@ -261,8 +263,8 @@ local function note_wait(taken, planned, begun, at_once)
   end
   local seconds = core.monotonic() - begun
   taken.waited = taken.waited + seconds
-  if planned.own and taken.policy_deadline then -- waiting for an earlier run of the job is another matter
-    taken.policy_deadline = taken.policy_deadline + seconds
+  if planned.own then -- waiting for an earlier run of the job is another matter
+    taken.policy_begun = taken.policy_begun + seconds
   end
 end
 
@@ -283,7 +285,7 @@ end
 ---@return Error?
 ---@return PlannedGuard?
 function Taken:session_level(plan)
-  policy_deadline(self)
+  self.policy_begun = core.monotonic()
   for _, planned in ipairs(plan) do
     if planned.rank == SESSION then
       local begun = core.monotonic()
@@ -346,6 +348,7 @@ function Taken:transaction_level(plan)
   if #list == 0 then
     return true
   end
+  policy_deadline(self) -- inside a transaction to ask would take its snapshot
   local begun, refused = core.monotonic(), { planned = list[1] }
   local function current() return wanted(self, refused.planned, begun) end
   local function seconds_for(planned)

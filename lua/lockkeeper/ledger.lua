@@ -14,6 +14,8 @@ local ledger = {}
 ---@class Ledger
 ---@field request table      the supervisor's: { id, job, runner, origin, attempt, parent, … }
 ---@field say fun(table)     tell the supervisor
+---@field ended fun(outcome: Outcome)  called as soon as its row tells how it ended
+---@field cancelled? string   why the supervisor has ended it, where it did so before it began
 ---@field session? Session
 ---@field alive? Guard       the liveness lock
 ---@field gone? boolean      the run is not ours any more
@@ -26,12 +28,16 @@ Ledger.__index = Ledger
 -- leave.
 local LEAVE_WITHIN, LEAVE_EVERY = 5, 0.05
 
+-- Since when the server's end of a session has been there, by session, as a step on it has told.
+local backend_starts = setmetatable({}, { __mode = "k" })
+
 --- For the run of a request.
 ---@param request table
 ---@param say fun(message: table)
+---@param ended fun(outcome: Outcome)
 ---@return Ledger
-function ledger.new(request, say)
-  return setmetatable({ request = request, say = say, written = false }, Ledger)
+function ledger.new(request, say, ended)
+  return setmetatable({ request = request, say = say, ended = ended, written = false }, Ledger)
 end
 
 --- The session of the tables, as long as "default" leads there: the job's own, where it is to the same
@@ -48,8 +54,28 @@ function Ledger:choose_session(job, db)
   return self.session
 end
 
+-- Why it was cancelled, as the supervisor says before it sends the signal; nil: it has not said so. And
+-- whether it is there still.
+local function heard_cancel(self)
+  local reason
+  while true do
+    local line, open = host.work_heard()
+    if not line then
+      return reason, open
+    end
+    local cancel = core.json.decode(line).cancel
+    if cancel and cancel.id == self.request.id then
+      reason = cancel.reason
+    end
+  end
+end
+
 --- The first lock of the run. Its name is not in the job's way.
 function Ledger:begin()
+  self.cancelled = heard_cancel(self) -- its signal came too early to be heeded
+  if self.cancelled then
+    return { state = "cancelled" }
+  end
   local deadline = core.monotonic() + LEAVE_WITHIN
   while true do
     local err
@@ -114,10 +140,12 @@ end
 function Ledger:step(words, conflicts, settings, waited)
   local request = self.request
   local step = { run = request.id, runner = request.runner, guards = words, conflicts = conflicts,
-    grace = settings.grace, waited = waited, fenced = settings.overlap ~= "allow" }
+    grace = settings.grace, waited = waited, fenced = settings.overlap ~= "allow",
+    backend_start = backend_starts[self.session] }
   while true do
     local result, fence, guarded, other = core.store_step(self.session, step)
     if result == "running" then
+      backend_starts[self.session] = other
       self.say { running = { fence = fence } }
       return nil, fence
     elseif result == "gone" then
@@ -137,20 +165,10 @@ function Ledger:settle() -- luacheck: ignore 212
   end
 end
 
--- Why it was cancelled, as the supervisor has said before it sent the signal. False: it is not there any
--- more; then others find the run lost.
+-- Why it was cancelled. False: the supervisor is not there any more; then others find the run lost.
 function Ledger:reason()
-  local reason
-  while true do
-    local line, open = host.work_heard()
-    if not line then
-      return open and (reason or "cancelled")
-    end
-    local cancel = core.json.decode(line).cancel
-    if cancel and cancel.id == self.request.id then
-      reason = cancel.reason
-    end
-  end
+  local reason, open = heard_cancel(self)
+  return open and (reason or self.cancelled or "cancelled")
 end
 
 local function text_of(err)
@@ -179,6 +197,8 @@ function Ledger:finish(job, outcome)
     end
     if not ok then
       core.log("error", "how the run ended could not be written: " .. tostring(err.message or err), {}, {})
+    elseif self.written then
+      self.ended(outcome)
     end
   end
   if self.alive and core.backend_pid(self.session) then

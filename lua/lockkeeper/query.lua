@@ -13,6 +13,7 @@ local filter = require "lockkeeper.filter"
 local json = core.json
 local kill = require "lockkeeper.kill"
 local names = require "lockkeeper.names"
+local untouchable = require "lockkeeper.untouchable"
 
 local query = {}
 
@@ -371,16 +372,23 @@ function query.signal(list, action, blocking)
     target.blocks_any = waiters[target.pid]
     target.backend_start, target.gid = target.activity.backend_start, target.activity.gid
   end
+  local spared = {}
   local outcomes = state.ask(function(session)
     local asker = session.pid
     local own = core.backend_pid(state.session) or asker
     for _, target in ipairs(wanted) do
       if target.pid ~= own and target.pid ~= asker then
-        targets[#targets + 1] = target
+        local is_spared = untouchable.is_protected(target.activity)
+        table.insert(is_spared and spared or targets, target)
       end
     end
     return kill.signal(session, action, targets)
   end)
+  for _, target in ipairs(spared) do
+    targets[#targets + 1] = target
+    outcomes[#outcomes + 1] = { pid = target.pid, action = action, result = "refused",
+      message = "the configuration protects it" }
+  end
   return outcomes, targets
 end
 

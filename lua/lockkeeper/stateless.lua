@@ -54,6 +54,14 @@ local REFUSED = {
 --- Add the faults of a Set's jobs to it.
 ---@param set Set
 function stateless.check(set)
+  for _, audit in ipairs(set.audits) do
+    for _, key in ipairs { "on_open", "on_close" } do
+      if audit[key] then
+        sets.fault(set, audit, ("audit %s: %s needs the state tables, which --stateless does without"):format(
+          validation.described(audit.name), key))
+      end
+    end
+  end
   for _, job in ipairs(set.jobs) do
     for _, refused in ipairs(REFUSED) do
       if refused[2](job) then

@@ -266,10 +266,11 @@ local function close_others(run)
 end
 
 local function close(run, outcome)
+  local ledger = run.options.ledger
   give_names_back(run)
   for i, session in ipairs(run.sessions) do
     core.keep_session(session, false)
-    if i == 1 and run.options.ledger and outcome.state == "succeeded" then
+    if i == 1 and ledger and ledger.request.stays and outcome.state == "succeeded" then
       spare_session.keep(session, run.job.using)
     elseif i > 1 or not run.options.db then
       session:close()
@@ -665,7 +666,8 @@ local function outcome_fields(outcome)
   return names, values
 end
 
-local LEVELS = { started = "info", again = "warning", succeeded = "info", skipped = "info" }
+local LEVELS = { started = "info", again = "warning", succeeded = "info", skipped = "info",
+  cancelled = "warning" }
 
 -- One event about the run.
 local function tell(run, event, outcome)
@@ -681,7 +683,7 @@ local function tell(run, event, outcome)
   end
   local ledger = run.options.ledger
   if ledger and ledger.to_give_back then
-    return core.log("warning", "the job could not begin: its run is given back", outcome_fields(outcome))
+    return core.log("debug", "the job could not begin", outcome_fields(outcome)) -- the supervisor tells it
   end
   core.log(level_of(outcome.state), "job " .. outcome.state:gsub("_", " "), outcome_fields(outcome))
 end

@@ -38,7 +38,7 @@ lock.audit("replication", {
           subject = "slot " .. slot.name, severity = slot.wal_status == "unreserved" and "critical" or nil,
           message = is_lost and ("the slot %s has lost WAL that it needs"):format(slot.name)
             or ("nobody uses the slot %s, for which the server keeps %.1f GB of WAL%s"):format(slot.name,
-            slot.retained / RETAINED, slot.xmin_age and (" and the rows that died in the last %d transactions")
+            slot.retained / RETAINED, slot.xmin_age and (" and rows that died in the last %d transactions")
             :format(slot.xmin_age) or ""),
           advice = ("start what reads from it, or pg_drop_replication_slot('%s')"):format(slot.name),
         }

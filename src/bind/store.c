@@ -592,17 +592,17 @@ static int core_store_take(lua_State *L)
     return 1;
 }
 
-/* store_give_back(session, runner, run): was it still ours? */
+/* store_give_back(session, runner, run [, later]): was it still ours? */
 static int core_store_give_back(lua_State *L)
 {
     Session *session = bind_session_check(L, 1);
     StoreRunner runner = check_runner(L, 2);
-    bool given;
+    int claims;
     Error err;
 
-    if (!store_give_back(session, &runner, luaL_checkinteger(L, 3), &given, &err))
+    if (!store_give_back(session, &runner, luaL_checkinteger(L, 3), lua_toboolean(L, 4), &claims, &err))
         return args_raise(L, &err);
-    lua_pushboolean(L, given);
+    lua_pushboolean(L, claims > 0);
     return 1;
 }
 
@@ -633,8 +633,9 @@ static int core_store_run(lua_State *L)
 
 /*
  * store_step(session, { run =, runner =, guards =, conflicts =, grace =, guarded =, waited =,
- * fenced = }): "running", its fence or nil, when it had its guards; or "wait", nil, when, the run
- * that it waits for, seconds at most; or "gone"; or "cancelled"
+ * fenced =, backend_start = }): "running", its fence or nil, when it had its guards, the
+ * backend_start (an integer) of the session's next step; or "wait", nil, when, the run that it waits
+ * for, seconds at most; or "gone"; or "cancelled"
  */
 static int core_store_step(lua_State *L)
 {
@@ -656,6 +657,7 @@ static int core_store_step(lua_State *L)
     step.conflicts = list_field(L, 2, "conflicts", &step.conflict_count);
     step.grace_us = us_field(L, 2, "grace", 0);
     step.guarded_us = us_field(L, 2, "guarded", STORE_NO_TIME);
+    step.backend_start_us = integer_field(L, 2, "backend_start", STORE_NO_TIME);
     step.waited_s = number_field(L, 2, "waited", 0);
     step.fenced = boolean_field(L, 2, "fenced");
     if (!store_step(session, &step, &stepped, &err))
@@ -666,6 +668,10 @@ static int core_store_step(lua_State *L)
     else
         lua_pushnil(L);
     lua_pushnumber(L, (double)stepped.guarded_us / 1e6);
+    if (stepped.end == STEP_RUNNING) {
+        lua_pushinteger(L, stepped.backend_start_us);
+        return 4;
+    }
     if (stepped.end != STEP_WAIT)
         return 3;
     lua_pushinteger(L, stepped.other);

@@ -6,6 +6,7 @@
 #include "runner/supervisor.h"
 
 #include <lauxlib.h>
+#include <signal.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -27,16 +28,16 @@ static const char *copy_field(lua_State *L, const char *name)
     return copy;
 }
 
-/* A copy of where to listen, if it is to. */
-static const char *address_field(lua_State *L, const char *name)
+/* Is where to listen, if it is to, an address? */
+static void check_address(lua_State *L, const char *name)
 {
-    const char *text = copy_field(L, name);
+    const char *text = lua_getfield(L, 1, name) == LUA_TNIL ? NULL : luaL_checkstring(L, -1);
     HttpAddress ignored;
     Error err;
 
     if (text != NULL && !http_address_parse(text, &ignored, &err))
         args_raise(L, &err);
-    return text;
+    lua_pop(L, 1);
 }
 
 static int integer_field(lua_State *L, const char *name)
@@ -82,25 +83,27 @@ static void copy_paths(lua_State *L)
 /* serve(options) */
 static int host_serve(lua_State *L)
 {
+    SupervisorOptions *options = &serving.options;
+
     luaL_checktype(L, 1, LUA_TTABLE);
+    check_address(L, "listen");
+    options->workers = integer_field(L, "workers");
+    options->warm = integer_field(L, "warm");
+    options->drain_us = duration_field(L, "drain");
+    options->keep_us = duration_field(L, "keep");
+    options->keep_runs = integer_field(L, "keep_runs");
     copy_paths(L);
-    serving.options = (SupervisorOptions){
-        .conninfo = copy_field(L, "conninfo"),
-        .config = copy_field(L, "config"),
-        .paths = serving.paths,
-        .log_level = copy_field(L, "log_level"),
-        .log_format = copy_field(L, "log_format"),
-        .listen = address_field(L, "listen"),
-        .workers = integer_field(L, "workers"),
-        .warm = integer_field(L, "warm"),
-        .drain_us = duration_field(L, "drain"),
-        .keep_us = duration_field(L, "keep"),
-        .keep_runs = integer_field(L, "keep_runs"),
-    };
+    options->paths = serving.paths;
+    options->conninfo = copy_field(L, "conninfo");
+    options->config = copy_field(L, "config");
+    options->log_level = copy_field(L, "log_level");
+    options->log_format = copy_field(L, "log_format");
+    options->listen = copy_field(L, "listen");
+    options->act = copy_field(L, "act");
     lua_getfield(L, 1, "watch");
-    serving.options.watch = lua_toboolean(L, -1);
+    options->watch = lua_toboolean(L, -1);
     lua_getfield(L, 1, "stateless");
-    serving.options.stateless = lua_toboolean(L, -1);
+    options->stateless = lua_toboolean(L, -1);
     serving.wanted = true;
     return 0;
 }
@@ -109,6 +112,15 @@ void serve_register(lua_State *L)
 {
     lua_pushcfunction(L, host_serve);
     lua_setfield(L, -2, "serve");
+}
+
+void serve_block_signals(void)
+{
+    sigset_t set;
+
+    sigemptyset(&set);
+    sigaddset(&set, SIGHUP);
+    sigprocmask(SIG_BLOCK, &set, NULL);
 }
 
 bool serve_is_wanted(void)

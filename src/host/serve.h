@@ -20,6 +20,9 @@ void serve_register(lua_State *L);
 /* Is there something to serve? */
 bool serve_is_wanted(void);
 
+/* SIGHUP reads files anew: one that comes before there is a supervisor waits for it. */
+void serve_block_signals(void);
+
 /* Serve, with no Lua state any more. Returns the exit code. */
 int serve_run(void);
 

@@ -15,7 +15,6 @@ enum {
     AGAIN_US = 1000000,   /* between two tries to start a process */
     SESSION_US = 5000000, /* how long the session of a process that is gone is waited for */
     SESSION_AGAIN_US = 50000,
-    BACK_US = 1000000,    /* before a run that could not be begun is due again */
     SLOT_TEXT_SIZE = 40,
     EXIT_TIMED_OUT = 124, /* of a worker process: see src/host/watcher.h */
     EXIT_LOST = 125,
@@ -113,18 +112,24 @@ static Run *run_new(const StoreRun *from, const Job *job, const char *runner)
     return run;
 }
 
-static json_t *run_message(const Run *run)
+/* `stays`: its process may have another run. */
+static json_t *run_message(const Run *run, bool stays)
 {
     const JobFile *file = run->file;
-
     json_t *id = run->id == 0 ? NULL : json_integer(run->id);
 
-    return json_pack("{s:{s:o*, s:s, s:s, s:s, s:s*, s:s, s:s, s:I, s:i, s:I}}", "run", "id", id,
+    return json_pack("{s:{s:o*, s:s, s:s, s:s, s:s*, s:s, s:s, s:I, s:i, s:I, s:b}}", "run", "id", id,
                      "job", run->job, "file", file->path, "sha256",
                      file->sha256, "text", file->replaced ? file->text : NULL,
                      "runner", run->runner, "origin", RUN_ORIGIN_NAMES[run->origin], "slot_us",
                      (json_int_t)run->slot_us, "attempt", run->attempt, "parent",
-                     (json_int_t)run->parent);
+                     (json_int_t)run->parent, "stays", stays);
+}
+
+/* Is its process kept for another run? */
+static bool is_warm(const Worker *worker)
+{
+    return worker->index < worker->pool->spec.warm && !worker->pool->closing;
 }
 
 /* ---- ending a run whose process did not ------------------------------------------------------- */
@@ -187,24 +192,44 @@ static void write_end(Worker *worker, const StoreEnd *end)
         metrics_ended(pool->spec.metrics, worker->run->job, end->state, end->waited_s, end->ran_s);
 }
 
-/* Nothing of it was begun: it is due again, for whoever can. */
-static void give_back(Worker *worker)
+/* Nothing of it was begun: it is due again, for whoever can. Returns how often it was claimed, or 0. */
+static int give_back(Worker *worker, bool later)
 {
     const Run *run = worker->run;
     StoreRunner runner = worker->pool->spec.link->runner;
     Session *session;
-    bool given, ok = run->id == 0;
+    int claims = 0;
+    bool ok = run->id == 0;
     Error err;
 
     text_copy(runner.uuid, sizeof runner.uuid, run->runner);
     while (!ok && (session = await_link(worker->pool)) != NULL) {
-        ok = store_give_back(session, &runner, run->id, &given, &err);
+        ok = store_give_back(session, &runner, run->id, later, &claims, &err);
         link_end(worker->pool->spec.link, ok ? NULL : &err);
         if (!ok && err.kind != ERROR_CONNECTION) {
             log_printf(LOG_ERROR, "run %" PRId64 " could not be given back: %s", run->id, err.message);
-            return;
+            break;
         }
     }
+    return ok ? claims : 0;
+}
+
+/* It may go on so for hours: the 1st, 2nd, 4th, 8th … time is a warning. */
+static void log_unbegun(const Run *run, int claims, const char *error)
+{
+    bool is_told = (claims & (claims - 1)) == 0;
+    char times[TEXT_INTEGER_SIZE];
+    LogField fields[7];
+
+    memcpy(fields, run->fields, sizeof run->fields);
+    fields[4] = (LogField){.name = "error", .value = error};
+    fields[5] = (LogField){
+        .name = "claims",
+        .value = claims > 1 ? text_integer(times, claims) : NULL,
+        .bare = true,
+    };
+    fields[6] = (LogField){0};
+    log_write(is_told ? LOG_WARNING : LOG_INFO, "the job could not begin: its run is given back", fields);
 }
 
 /*
@@ -213,7 +238,7 @@ static void give_back(Worker *worker)
  */
 static void end_lost(Worker *worker)
 {
-    give_back(worker);
+    give_back(worker, false);
     bell_ring(worker->pool->spec.lost);
 }
 
@@ -336,8 +361,7 @@ static void end_told(Worker *worker, const json_t *ended)
     end.sqlstate = text_field(ended, "sqlstate");
     end.detail = text_field(ended, "detail");
     if (json_is_true(json_object_get(ended, "given_back"))) {
-        wait_for(NULL, 0, clock_deadline(BACK_US), WAIT_CLEANUP);
-        give_back(worker);
+        log_unbegun(worker->run, give_back(worker, true), end.error);
     } else if (end.state == RUN_LOST) {
         end_lost(worker);
     } else {
@@ -346,11 +370,6 @@ static void end_told(Worker *worker, const json_t *ended)
 }
 
 /* ---- processes ------------------------------------------------------------------------------- */
-
-static bool is_warm(const Worker *worker)
-{
-    return worker->index < worker->pool->spec.warm && !worker->pool->closing;
-}
 
 /* Has it a process that was started before the pool was renewed? */
 static bool is_outdated(const Worker *worker)
@@ -507,7 +526,7 @@ static void accompany(Worker *worker, bool *reusable)
 static void work(Worker *worker)
 {
     Run *run = worker->run;
-    json_t *message = run_message(run);
+    json_t *message = run_message(run, is_warm(worker));
     bool reusable = false;
     Error err;
 

@@ -459,7 +459,7 @@ bool store_name_locks(Session *session, const StoreLockName *names, int count, E
     statement.values =
         (const char *[]){arrays[0].data, arrays[1].data, arrays[2].data, arrays[3].data};
     if (arrays_are_whole(arrays, 4, err))
-        result = transact(session, &statement, TRANSACT_WRITE, WAIT_NORMAL, err);
+        result = transact(session, &statement, TRANSACT_HELP, WAIT_NORMAL, err);
     arrays_free(arrays, 4);
     PQclear(result);
     return result != NULL;

@@ -213,8 +213,12 @@ void store_waiting_clear(StoreWaiting *waiting);
 bool store_take(Session *session, const StoreRunner *runner, const char *const *jobs, int count,
                 int workers, StoreRuns *taken, Error *err);
 
-/* Give a claimed run that was not begun back: it is `due` again. *given: it was still ours. */
-bool store_give_back(Session *session, const StoreRunner *runner, int64_t run, bool *given,
+/*
+ * Give a claimed run that was not begun back: it is `due` again; `later`: not at once, but after a second,
+ * and after twice as long each time that it was claimed, 30 s at most. *claims: how often it has been; 0: it
+ * was not ours any more.
+ */
+bool store_give_back(Session *session, const StoreRunner *runner, int64_t run, bool later, int *claims,
                      Error *err);
 
 /* ---- one run (8, 15, 18, 22) ----------------------------------------------------------------- */
@@ -239,6 +243,7 @@ typedef struct {
     int conflict_count;
     int64_t grace_us;              /* its policy's: how long its commands may outlive its locks */
     int64_t guarded_us;            /* when it had its guards; STORE_NO_TIME: now, by the clock */
+    int64_t backend_start_us;      /* of the session, as an earlier step of its told, or STORE_NO_TIME */
     double waited_s;
     bool fenced;                   /* false: it gets no fence (overlap = "allow") */
 } StoreStep;
@@ -256,6 +261,7 @@ typedef struct {
     int64_t guarded_us; /* for the next try */
     int64_t wait_us;    /* STEP_WAIT: how long at most; ask again every 100 ms or so */
     int64_t other;      /* STEP_WAIT: one of those runs */
+    int64_t backend_start_us; /* STEP_RUNNING */
 } StoreStepped;
 
 /*

@@ -295,27 +295,30 @@ bool store_take(Session *session, const StoreRunner *runner, const char *const *
 static const char GIVE_BACK_SQL[] =
     "WITH given AS ("
     "  UPDATE lockkeeper.run r"
-    "     SET " COMES_BACK
+    "     SET " COMES_BACK ","
+    "         due_at = CASE WHEN $3 THEN clock_timestamp()"
+    "                       + least(2 ^ least(r.claims - 1, 5), 30) * '1 second'::interval"
+    "                  ELSE r.due_at END"
     "   WHERE r.id = $1 AND r.runner = $2 AND r.state = 'claimed'"
-    "  RETURNING r.id"
+    "  RETURNING r.claims"
     ")"
-    " SELECT count(*), " TELL("due", " FROM given") " FROM given";
+    " SELECT coalesce(max(claims), 0), " TELL("due", " FROM given") " FROM given";
 
-bool store_give_back(Session *session, const StoreRunner *runner, int64_t run, bool *given,
+bool store_give_back(Session *session, const StoreRunner *runner, int64_t run, bool later, int *claims,
                      Error *err)
 {
     Statement statement = {
         .sql = GIVE_BACK_SQL,
-        .count = 2,
-        .types = (Oid[]){TYPE_INT8, TYPE_UUID},
-        .values = (const char *[]){INTEGER(run), runner->uuid},
+        .count = 3,
+        .types = (Oid[]){TYPE_INT8, TYPE_UUID, TYPE_BOOL},
+        .values = (const char *[]){INTEGER(run), runner->uuid, later ? "true" : "false"},
         .constant = true,
     };
     PGresult *result = transact(session, &statement, TRANSACT_WRITE, WAIT_CLEANUP, err);
 
     if (result == NULL)
         return false;
-    *given = field_integer(result, 0, 0) > 0;
+    *claims = (int)field_integer(result, 0, 0);
     PQclear(result);
     return true;
 }

@@ -10,7 +10,8 @@
 
 /*
  * $1 run, $2 runner, $3 its guards, $4 what conflicts with them, $5 when it had them, $6 seconds
- * waited, $7 grace in seconds, $8 does it get a fence?
+ * waited, $7 grace in seconds, $8 does it get a fence?, $9 since when the backend is there, where that
+ * is known (to ask costs a copy of what all backends do)
  *
  * A run whose session has ended goes on for 100 ms, and its commands for its grace and a second;
  * neither began to end before this run had the guard, nor, where it was declared lost, after that.
@@ -23,7 +24,7 @@
     "others AS MATERIALIZED ("                                                                     \
     "  SELECT o.id, " UNTIL("o", "m.guarded_at") " AS until"                                       \
     "    FROM mine m CROSS JOIN lockkeeper.run o"                                                  \
-    "   WHERE o.state = 'running' AND o.id <> m.id AND o.guards && " conflicts                     \
+    "   WHERE " IS_RUNNING("o") " AND o.id <> m.id AND o.guards && " conflicts                     \
     "  UNION ALL"                                                                                  \
     "  SELECT o.id, least(" UNTIL("o", "m.guarded_at") ", o.over_at)"                              \
     "    FROM mine m CROSS JOIN lockkeeper.run o"                                                  \
@@ -49,17 +50,19 @@ static const char STEP_SQL[] =
     "  UPDATE lockkeeper.run r"
     "     SET state = 'running', started_at = clock_timestamp(), guards = $3, grace = $7,"
     "         waited = $6, fence = (SELECT value FROM fence), backend_pid = pg_backend_pid(),"
-    "         backend_start = (SELECT a.backend_start FROM pg_stat_get_activity(pg_backend_pid()) a)"
+    "         backend_start = coalesce(" AT("$9") ","
+    "           (SELECT a.backend_start FROM pg_stat_get_activity(pg_backend_pid()) a))"
     "    FROM go g"
-    "   WHERE r.id = g.id AND r.runner = $2 AND r.state = 'claimed'"
-    "  RETURNING r.id, r.fence"
+    "   WHERE r.id = g.id AND r.runner = $2 AND " IS_CLAIMED("r")
+    "  RETURNING r.id, r.fence, r.backend_start"
     ")"
     " SELECT m.cancel_at IS NOT NULL, " BLOCKED_BY ","
-    "        b.id IS NOT NULL, b.fence"
+    "        b.id IS NOT NULL, b.fence, " US("b.backend_start")
     "   FROM mine m LEFT JOIN begun b ON true";
-enum { STEP_SEES_CANCEL, STEP_GUARDED, STEP_OTHER, STEP_WAIT_US, STEP_BEGUN, STEP_FENCE };
-static const Oid STEP_TYPES[] = {TYPE_INT8, TYPE_UUID,   TYPE_TEXT_ARRAY, TYPE_TEXT_ARRAY,
-                                 TYPE_INT8, TYPE_FLOAT8, TYPE_FLOAT8,     TYPE_BOOL};
+enum { STEP_SEES_CANCEL, STEP_GUARDED, STEP_OTHER, STEP_WAIT_US, STEP_BEGUN, STEP_FENCE,
+       STEP_BACKEND_START };
+static const Oid STEP_TYPES[] = {TYPE_INT8,   TYPE_UUID,   TYPE_TEXT_ARRAY, TYPE_TEXT_ARRAY, TYPE_INT8,
+                                 TYPE_FLOAT8, TYPE_FLOAT8, TYPE_BOOL,       TYPE_INT8};
 
 enum { NUMBER_SIZE = 32 };
 
@@ -105,9 +108,10 @@ bool store_step(Session *session, const StoreStep *step, StoreStepped *stepped, 
         seconds_text(waited, step->waited_s),
         seconds_text(grace, (double)step->grace_us / 1e6),
         step->fenced ? "t" : "f",
+        step->backend_start_us == STORE_NO_TIME ? NULL : INTEGER(step->backend_start_us),
     };
     if (arrays_are_whole(arrays, 2, err))
-        result = transact(session, &statement, TRANSACT_WRITE, WAIT_NORMAL, err);
+        result = transact(session, &statement, TRANSACT_CLAIM, WAIT_NORMAL, err);
     arrays_free(arrays, 2);
     if (result == NULL)
         return false;
@@ -117,6 +121,7 @@ bool store_step(Session *session, const StoreStep *step, StoreStepped *stepped, 
         stepped->other = field_integer(result, 0, STEP_OTHER);
         stepped->wait_us = field_integer(result, 0, STEP_WAIT_US);
         stepped->fence = field_integer(result, 0, STEP_FENCE);
+        stepped->backend_start_us = field_instant(result, 0, STEP_BACKEND_START);
     }
     PQclear(result);
     return true;
@@ -166,28 +171,50 @@ bool store_others(Session *session, const StoreStep *step, StoreStepped *stepped
  * $10 output, $11 seconds waited, $12 seconds run, $13 seconds until it is tried again (-1: it is
  * not; -2: as its policy says). Those who wait hear of it, where there may be any.
  */
-static const char END_SQL[] =
-    "WITH ended AS ("
-    "  UPDATE lockkeeper.run r"
-    "     SET state = $3, reason = $4, error = $5, error_kind = $6, sqlstate = $7, detail = $8,"
-    "         result = $9::json, output = coalesce($10, r.output), waited = coalesce($11, r.waited),"
-    "         ran = coalesce($12, r.ran), ended_at = clock_timestamp()"
+#define END_RUN                                                                                    \
+    "  UPDATE lockkeeper.run r"                                                                    \
+    "     SET state = $3, reason = $4, error = $5, error_kind = $6, sqlstate = $7, detail = $8,"   \
+    "         result = $9::json, output = coalesce($10, r.output),"                                \
+    "         waited = coalesce($11, r.waited), ran = coalesce($12, r.ran),"                       \
+    "         ended_at = clock_timestamp()"                                                        \
     "   WHERE r.id = $1 AND r.runner = $2 AND r.state IN ('claimed', 'running')"
+#define TELL_DUE                                                                                   \
+    TELL("due", " FROM ended e JOIN lockkeeper.run w ON w.job = e.job"                             \
+                "  WHERE w.state IN " ACTIVE " AND " IS_DUE("w"))
+#define TELL_END TELL("end", " FROM ended WHERE origin = 'trigger'")
+static const char END_SQL[] =
+    "WITH ended AS (" END_RUN
     "  RETURNING r.id, r.job, r.origin, r.slot, r.attempt, r.parent, r.overlap, r.catches_up,"
     "            r.state, r.error_kind, r.cancel_at, $13 AS retry_after"
     "), " FOLLOW
     " SELECT (SELECT count(*) FROM ended), (SELECT a.id FROM again a),"
     "        " TELL("due", " FROM again") ","
     "        " TELL("due", " FROM followed WHERE state = 'due'") ","
-    "        " TELL("due", " FROM ended e JOIN lockkeeper.run w ON w.job = e.job"
-    "                         WHERE w.state IN " ACTIVE " AND " IS_DUE("w")) ","
-    "        " TELL("end", " FROM ended WHERE origin = 'trigger'") ","
+    "        " TELL_DUE ","
+    "        " TELL_END ","
     "        " REFUSED;
 enum { END_COUNT, END_AGAIN, END_REFUSED = 6 };
+
+/*
+ * The same, without $13, of a run that is not tried again, where no job comes after it: most are so,
+ * and to set up the statement above costs more than this one. Else nothing is ended.
+ */
+static const char END_LAST_SQL[] =
+    "WITH ended AS (" END_RUN
+    "     AND NOT EXISTS (SELECT FROM lockkeeper.job j"
+    "           WHERE j.follows = r.job AND j.enabled AND NOT j.gone)"
+    "  RETURNING r.job, r.origin"
+    ")"
+    " SELECT (SELECT count(*) FROM ended), NULL,"
+    "        " TELL_DUE ","
+    "        " TELL_END ", NULL, NULL, false";
 static const Oid END_TYPES[] = {TYPE_INT8, TYPE_UUID, TYPE_TEXT,   TYPE_TEXT,   TYPE_TEXT,
                                 TYPE_TEXT, TYPE_TEXT, TYPE_TEXT,   TYPE_TEXT,   TYPE_TEXT,
                                 TYPE_FLOAT8, TYPE_FLOAT8, TYPE_FLOAT8};
-enum { END_PARAMETERS = sizeof END_TYPES / sizeof END_TYPES[0] };
+enum {
+    END_PARAMETERS = sizeof END_TYPES / sizeof END_TYPES[0],
+    END_LAST_PARAMETERS = END_PARAMETERS - 1,
+};
 
 /* Which of the parameters are texts of any bytes. */
 enum { END_TEXTS = 3, END_TEXTS_END = 10 };
@@ -223,7 +250,8 @@ static bool is_about_text(const Error *err)
     return strncmp(err->sqlstate, "22", 2) == 0;
 }
 
-static PGresult *end_with(Session *session, const StoreEnd *end, bool ascii, Error *err)
+/* With END_LAST_SQL or END_SQL. */
+static PGresult *end_with(Session *session, const StoreEnd *end, bool last, bool ascii, Error *err)
 {
     const char *texts[] = {end->reason, end->error,  end->error_kind, end->sqlstate,
                            end->detail, end->result, end->output};
@@ -233,8 +261,8 @@ static PGresult *end_with(Session *session, const StoreEnd *end, bool ascii, Err
                                           RUN_STATE_NAMES[end->state]};
     PGresult *result = NULL;
     Statement statement = {
-        .sql = END_SQL,
-        .count = END_PARAMETERS,
+        .sql = last ? END_LAST_SQL : END_SQL,
+        .count = last ? END_LAST_PARAMETERS : END_PARAMETERS,
         .types = END_TYPES,
         .values = values,
         .constant = true,
@@ -255,7 +283,7 @@ static PGresult *end_with(Session *session, const StoreEnd *end, bool ascii, Err
                                               ? (double)end->retry_after_us
                                               : (double)end->retry_after_us / 1e6);
     if (arrays_are_whole(clean, END_TEXTS_END - END_TEXTS, err))
-        result = transact(session, &statement, TRANSACT_WRITE, WAIT_CLEANUP, err);
+        result = transact(session, &statement, TRANSACT_CLAIM, WAIT_CLEANUP, err);
     arrays_free(clean, END_TEXTS_END - END_TEXTS);
     return result;
 }
@@ -287,12 +315,32 @@ static void skip_refused_followers(Session *session, int64_t run)
     PQclear(transact(session, &statement, TRANSACT_WRITE, WAIT_CLEANUP, &ignored));
 }
 
-bool store_end(Session *session, const StoreEnd *end, bool *ended, int64_t *retry, Error *err)
+/* Texts that the server can't hold are written otherwise. */
+static PGresult *end_somehow(Session *session, const StoreEnd *end, bool last, Error *err)
 {
-    PGresult *result = end_with(session, end, false, err);
+    PGresult *result = end_with(session, end, last, false, err);
 
     if (result == NULL && is_about_text(err))
-        result = end_with(session, end, true, err);
+        result = end_with(session, end, last, true, err);
+    return result;
+}
+
+static bool may_come_again(const StoreEnd *end)
+{
+    bool failed = end->state == RUN_FAILED || end->state == RUN_TIMED_OUT || end->state == RUN_LOST;
+
+    return end->retry_after_us >= 0 || (end->retry_after_us == STORE_RETRY_POLICY && failed);
+}
+
+bool store_end(Session *session, const StoreEnd *end, bool *ended, int64_t *retry, Error *err)
+{
+    bool last = !may_come_again(end);
+    PGresult *result = end_somehow(session, end, last, err);
+
+    if (result != NULL && last && field_integer(result, 0, END_COUNT) == 0) {
+        PQclear(result);
+        result = end_somehow(session, end, false, err);
+    }
     if (result == NULL)
         return false;
     *ended = field_integer(result, 0, END_COUNT) > 0;

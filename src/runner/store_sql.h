@@ -36,7 +36,11 @@
  * The same as r.state = 'due', where r is to be found by its job or number: plans are made when next to
  * nothing is due, and must not walk through all that is when there is much.
  */
-#define IS_DUE(r) "CASE " r ".state WHEN 'due' THEN true END"
+#define IS_DUE(r)     "CASE " r ".state WHEN 'due' THEN true END"
+#define IS_CLAIMED(r) "CASE " r ".state WHEN 'claimed' THEN true END"
+
+/* The same for running ones; all of them are found by the index run_running. */
+#define IS_RUNNING(r) "CASE " r ".state WHEN 'running' THEN true END"
 
 /* A run r that replaces those of its job with an earlier slot. */
 #define REPLACES(r)                                                                                \

@@ -4,11 +4,13 @@
 #include "base/log.h"
 #include "base/zones.h"
 #include "pg/wait.h"
+#include "runner/agenda.h"
 #include "runner/bell.h"
 #include "runner/due.h"
 #include "runner/http.h"
 #include "runner/link.h"
 #include "runner/pool.h"
+#include "runner/schema.h"
 #include "runner/survey.h"
 #include "runner/watch.h"
 
@@ -33,9 +35,19 @@ enum {
     PRUNE_US = 600 * 1000000L,
     PRUNE_PAUSE_US = 2000, /* between batches */
     TAKE_JOBS = 64,
+    TROUBLES = 16,
+    TELL_US = 30000000, /* of a trouble that goes on */
     END_US = 5000000, /* beyond drain and grace: then processes are killed */
     EXIT_LOADING = 2,
 };
+
+/* What does not succeed at present. */
+typedef struct {
+    const char *what; /* NULL: the place is free */
+    char message[256];
+    int times;           /* since it was told */
+    int64_t tell_us;     /* when to tell it again, by the monotonic clock */
+} Trouble;
 
 typedef struct {
     SupervisorOptions options;
@@ -52,6 +64,8 @@ typedef struct {
     Http *http;
     char host[256];
     bool older_zones;  /* another supervisor has newer time-zone data */
+    Agenda agenda;     /* of the jobs that this host claims for */
+    bool agenda_stale; /* to be filled anew: due times, or which jobs it is of, have changed */
     bool waiting;      /* there may be rows to be taken */
     const char **waiting_jobs; /* by name, those that had some when it was asked last; the jobs' */
     int waiting_count;
@@ -63,6 +77,7 @@ typedef struct {
     bool draining, ending;
     int told;          /* how often it was told to end */
     int exit_code;
+    Trouble troubles[TROUBLES];
     PQExpBufferData pruned_to; /* up to which job history was pruned */
     bool prune_more;
     /* each rung for the fiber that waits on it */
@@ -124,6 +139,7 @@ static bool ask_facts(Supervisor *s, Session *session, Wanted *wanted, Error *er
     ok = count == 0 || store_facts(session, names, count, facts, err);
     for (int i = 0; ok && i < count; i++)
         learn(jobs[i], &facts[i], s->link.serving_since_us);
+    s->agenda_stale = true;
 out:
     free(names);
     free(jobs);
@@ -164,6 +180,7 @@ static void learn_of_none(Supervisor *s)
             learn(job, &facts, s->link.serving_since_us);
         job->due.at_work = pool_has(s->pool, job->record.name);
     }
+    s->agenda_stale = true;
 }
 
 /* Record the jobs and learn what is known of those that are new to us. With the jobs' turn. */
@@ -187,10 +204,10 @@ static bool introduce_jobs(Supervisor *s, Session *session, Error *err)
 /* Give a run that can't be begun here back to all. With the link's turn. */
 static void give_back(Supervisor *s, Session *session, const StoreRun *run)
 {
-    bool given;
+    int claims;
     Error err;
 
-    if (!store_give_back(session, &s->link.runner, run->id, &given, &err))
+    if (!store_give_back(session, &s->link.runner, run->id, false, &claims, &err))
         log_printf(LOG_WARNING, "run %" PRId64 " could not be given back: %s", run->id, err.message);
 }
 
@@ -216,9 +233,9 @@ static void hand_out(Supervisor *s, Session *session, const StoreRuns *runs)
 typedef struct {
     StoreSlot *slots;
     size_t count, room;
-    Job **jobs; /* whose slots were listed, and up to when */
-    int64_t *until_us;
-    int job_count;
+    size_t job_count; /* whose slots were listed: they are off the agenda */
+    Job **jobs;
+    int64_t *until_us; /* up to when */
 } Due;
 
 static bool add_slot(Due *due, const Job *job, RunOrigin origin, const DueSlot *slot)
@@ -259,33 +276,63 @@ static bool list_job(Supervisor *s, Due *due, Job *job, int64_t now_us)
     return true;
 }
 
-static bool is_listed(const Supervisor *s, const Job *job, int64_t now_us)
+/* The agenda as it has to be. False: out of memory. */
+static bool have_agenda(Supervisor *s)
 {
-    return job->enabled && job->scheduled && job->known && job->due_us <= now_us && is_ours(s, job);
-}
-
-static bool list_due(Supervisor *s, Due *due, int64_t now_us, Error *err)
-{
-    due->jobs = calloc(s->jobs.count + 1, sizeof *due->jobs);
-    due->until_us = calloc(s->jobs.count + 1, sizeof *due->until_us);
-    if (due->jobs == NULL || due->until_us == NULL)
-        return error_set(err, ERROR_USAGE, "out of memory");
+    if (!s->agenda_stale)
+        return true;
+    if (!agenda_begin(&s->agenda, s->jobs.count))
+        return false;
     for (size_t i = 0; i < s->jobs.count; i++) {
         Job *job = s->jobs.jobs[i];
 
-        if (!is_listed(s, job, now_us))
-            continue;
-        if (!list_job(s, due, job, now_us))
+        if (job->enabled && job->scheduled && job->known && is_ours(s, job))
+            agenda_put(&s->agenda, job);
+    }
+    s->agenda_stale = false;
+    return true;
+}
+
+/* Room for one job more. */
+static bool grow_listed(Due *due)
+{
+    size_t room = due->job_count + 1;
+    Job **jobs;
+    int64_t *until_us;
+
+    if ((due->job_count & (due->job_count + 1)) != 0) /* it grows to powers of two */
+        return true;
+    jobs = realloc(due->jobs, 2 * room * sizeof(Job *));
+    if (jobs != NULL)
+        due->jobs = jobs;
+    until_us = realloc(due->until_us, 2 * room * sizeof *until_us);
+    if (until_us != NULL)
+        due->until_us = until_us;
+    return jobs != NULL && until_us != NULL;
+}
+
+/* Take what is due off the agenda. */
+static bool list_due(Supervisor *s, Due *due, int64_t now_us, Error *err)
+{
+    const Job *first;
+
+    if (!have_agenda(s))
+        return error_set(err, ERROR_USAGE, "out of memory");
+    while ((first = agenda_first(&s->agenda)) != NULL && first->due_us <= now_us) {
+        Job *job = agenda_take(&s->agenda);
+
+        s->agenda_stale = true; /* until it is on it again: note_listed */
+        if (!grow_listed(due) || !list_job(s, due, job, now_us))
             return error_set(err, ERROR_USAGE, "out of memory");
         due->jobs[due->job_count++] = job;
     }
     return true;
 }
 
-/* What was listed is claimed, by us or by others. */
-static void note_listed(const Due *due, int64_t now_us)
+/* What was listed is claimed, by us or by others, and is on the agenda for its next time. */
+static void note_listed(Supervisor *s, const Due *due, int64_t now_us)
 {
-    for (int i = 0; i < due->job_count; i++) {
+    for (size_t i = 0; i < due->job_count; i++) {
         Job *job = due->jobs[i];
 
         if (job->schedule.kind == SCHEDULE_START) {
@@ -295,7 +342,9 @@ static void note_listed(const Due *due, int64_t now_us)
         }
         job->due.evaluated_us = due->until_us[i];
         job->due_us = due->until_us[i] < now_us ? now_us : due_next(&job->due, now_us);
+        agenda_put(&s->agenda, job);
     }
+    s->agenda_stale = false;
 }
 
 /* The newest slots are known now: a finish counts on, from what the database says later. */
@@ -390,32 +439,107 @@ static bool claim(Supervisor *s, Session *session, Error *err)
             note_slots(s, &due);
     }
     if (ok)
-        note_listed(&due, now_us);
+        note_listed(s, &due, now_us);
     free(due.slots);
     free(due.jobs);
     free(due.until_us);
     return ok;
 }
 
-static int64_t next_due(const Supervisor *s)
+static int64_t next_due(Supervisor *s)
 {
-    int64_t next_us = SCHEDULE_NEVER;
+    const Job *first;
 
-    for (size_t i = 0; i < s->jobs.count; i++) {
-        const Job *job = s->jobs.jobs[i];
+    if (!have_agenda(s))
+        return clock_deadline(BACKOFF_FIRST_US);
+    first = agenda_first(&s->agenda);
+    return first == NULL ? CLOCK_NEVER : link_when(&s->link, first->due_us);
+}
 
-        if (job->enabled && job->scheduled && job->known && is_ours(s, job) && job->due_us < next_us)
-            next_us = job->due_us;
-    }
-    return next_us == SCHEDULE_NEVER ? CLOCK_NEVER : link_when(&s->link, next_us);
+static void log_trouble_times(const char *what, const Error *err, int times)
+{
+    char count[TEXT_INTEGER_SIZE];
+
+    log_write(err->kind == ERROR_CONNECTION ? LOG_WARNING : LOG_ERROR, what,
+              (LogField[]){{.name = "error", .value = err->message},
+                           {.name = "sqlstate", .value = err->sqlstate[0] == '\0' ? NULL : err->sqlstate},
+                           {.name = "hint", .value = err->hint[0] == '\0' ? NULL : err->hint},
+                           {.name = "times",
+                            .value = times > 1 ? text_integer(count, times) : NULL,
+                            .bare = true},
+                           {0}});
 }
 
 static void log_trouble(const char *what, const Error *err)
 {
-    log_write(err->kind == ERROR_CONNECTION ? LOG_WARNING : LOG_ERROR, what,
-              (LogField[]){{.name = "error", .value = err->message},
-                           {.name = "sqlstate", .value = err->sqlstate[0] == '\0' ? NULL : err->sqlstate},
-                           {0}});
+    log_trouble_times(what, err, 1);
+}
+
+/* The hint of a session that was lost is for scripts: it names reconnect(). */
+static void forget_reconnect(Error *err)
+{
+    if (err->kind == ERROR_CONNECTION || err->kind == ERROR_LOCK_LOST)
+        err->hint[0] = '\0';
+}
+
+static Trouble *find_trouble(Supervisor *s, const char *what)
+{
+    for (int i = 0; i < TROUBLES; i++) {
+        if (s->troubles[i].what != NULL && strcmp(s->troubles[i].what, what) == 0)
+            return &s->troubles[i];
+    }
+    return NULL;
+}
+
+/* What is tried each second and goes on failing is told twice a minute. `what` is a constant. */
+static void note_trouble(Supervisor *s, const char *what, const Error *err)
+{
+    Trouble *trouble = find_trouble(s, what);
+    char message[sizeof trouble->message];
+
+    text_copy(message, sizeof message, err->message);
+    for (int i = 0; i < TROUBLES && trouble == NULL; i++) {
+        if (s->troubles[i].what == NULL) {
+            trouble = &s->troubles[i];
+            *trouble = (Trouble){.what = what};
+        }
+    }
+    if (trouble == NULL) {
+        log_trouble(what, err);
+        return;
+    }
+    trouble->times++;
+    if (strcmp(message, trouble->message) == 0 && clock_monotonic_us() < trouble->tell_us)
+        return;
+    log_trouble_times(what, err, trouble->times);
+    memcpy(trouble->message, message, sizeof message);
+    trouble->times = 0;
+    trouble->tell_us = clock_deadline(TELL_US);
+}
+
+static void note_success(Supervisor *s, const char *what)
+{
+    Trouble *trouble = find_trouble(s, what);
+
+    if (trouble == NULL)
+        return;
+    log_write(LOG_INFO, "it is over", (LogField[]){{.name = "trouble", .value = what}, {0}});
+    trouble->what = NULL;
+}
+
+/* Where tables or rights were taken away: what is missing, and how it is given. */
+static void explain(const Supervisor *s, Session *session, Error *err)
+{
+    static const char *const MISSING[] = {"42501", "42P01", "42703", "3F000"};
+    Error found;
+
+    for (size_t i = 0; i < sizeof MISSING / sizeof MISSING[0] && !s->options.stateless; i++) {
+        if (strcmp(err->sqlstate, MISSING[i]) == 0 && !schema_check(session, &found) &&
+            found.kind != ERROR_CONNECTION) {
+            *err = found;
+            return;
+        }
+    }
 }
 
 /* With the turns: do what `work` does. False: not linked, or it failed. */
@@ -430,8 +554,13 @@ static bool with_link(Supervisor *s, const char *what, bool (*work)(Supervisor *
     session = link_begin(&s->link);
     if (session != NULL) {
         ok = work(s, session, &err);
-        if (!ok)
-            log_trouble(what, &err);
+        if (ok) {
+            note_success(s, what);
+        } else {
+            explain(s, session, &err);
+            forget_reconnect(&err);
+            note_trouble(s, what, &err);
+        }
         link_end(&s->link, ok ? NULL : &err);
     }
     turn_give(&s->jobs_turn);
@@ -625,6 +754,7 @@ static bool check_zones(Supervisor *s, Session *session, Error *err)
                   (LogField[]){{.name = "ours", .value = own}, {.name = "newest", .value = newest}, {0}});
     if (older != s->older_zones)
         bell_ring(&s->tick);
+    s->agenda_stale = s->agenda_stale || older != s->older_zones;
     s->older_zones = older;
     return true;
 }
@@ -670,6 +800,7 @@ static void count_own(Supervisor *s)
                 job->due_us = 0;
         }
     }
+    s->agenda_stale = true;
 }
 
 static bool count_on(Supervisor *s, Session *session, Error *err)
@@ -710,6 +841,7 @@ static void list_again(Supervisor *s)
         if (job->due_us != SCHEDULE_NEVER)
             job->due_us = 0;
     }
+    s->agenda_stale = true;
 }
 
 static bool measure(Supervisor *s, Session *session, Error *err)
@@ -797,6 +929,7 @@ static bool swap_jobs(Supervisor *s, Survey *found, Error *err)
     turn_take(&s->jobs_turn);
     forget_waiting(s);
     ok = survey_swap(found, &s->jobs, err);
+    s->agenda_stale = true; /* before anybody looks: its jobs may be freed */
     turn_give(&s->jobs_turn);
     return ok;
 }
@@ -851,7 +984,8 @@ static bool load(Supervisor *s)
     if (found == NULL)
         log_trouble("the files could not be read", &err);
     else if (!ok)
-        log_printf(LOG_ERROR, "not served: %d faults in the files", survey_faults(found));
+        log_printf(LOG_ERROR, "not served: %d fault%s in the files", survey_faults(found),
+                   survey_faults(found) == 1 ? "" : "s");
     survey_free(found);
     return ok;
 }
@@ -889,6 +1023,7 @@ static void hear_news(Supervisor *s)
             hear(s, news->extra);
             PQfreemem(news);
         } else if (err.kind != ERROR_NONE) {
+            forget_reconnect(&err);
             if (!s->ending)
                 log_trouble("the link to the database is lost", &err);
             return;
@@ -914,6 +1049,7 @@ static bool begin_serving(Supervisor *s, Error *err)
     turn_take(&s->jobs_turn);
     for (size_t i = 0; i < s->jobs.count; i++)
         s->jobs.jobs[i]->known = false;
+    s->agenda_stale = true;
     ok = introduce_jobs(s, s->link.asks, err) && check_zones(s, s->link.asks, err);
     turn_give(&s->jobs_turn);
     if (!ok)
@@ -939,8 +1075,6 @@ static bool may_help(const Supervisor *s, const Error *err)
 static void give_up(Supervisor *s, const Error *err)
 {
     log_trouble("not served", err);
-    if (err->hint[0] != '\0')
-        log_printf(LOG_ERROR, "%s", err->hint);
     s->exit_code = EXIT_FAILURE;
     s->told = 1;
     bell_ring(&s->stop);
@@ -1062,6 +1196,7 @@ static bool open_signals(Error *err)
     sigaddset(&set, SIGTERM);
     sigaddset(&set, SIGHUP);
     sigprocmask(SIG_BLOCK, &set, NULL);
+    signal(SIGHUP, SIG_DFL); /* nohup(1) has it ignored */
     signal(SIGPIPE, SIG_IGN);
     signals_fd = signalfd(-1, &set, SFD_CLOEXEC | SFD_NONBLOCK);
     return signals_fd >= 0 || error_set(err, ERROR_USAGE, "signalfd: %s", strerror(errno));
@@ -1220,6 +1355,8 @@ static json_t *worker_settings(const SupervisorOptions *options)
         json_object_set_new(settings, "log_level", json_string(options->log_level));
     if (options->log_format != NULL)
         json_object_set_new(settings, "log_format", json_string(options->log_format));
+    if (options->act != NULL)
+        json_object_set_new(settings, "act", json_string(options->act));
     return settings;
 }
 
@@ -1261,6 +1398,7 @@ static void release(Supervisor *s)
     link_free(&s->link);
     watch_close(s->watch);
     forget_waiting(s);
+    agenda_clear(&s->agenda);
     job_set_clear(&s->jobs);
     zones_free(s->zones);
     json_decref(s->settings);

@@ -21,6 +21,7 @@ typedef struct {
     int workers;              /* 0: twice the cores */
     int warm;
     const char *listen;       /* for HTTP (http.h); NULL: nowhere */
+    const char *act;          /* which audits may act, as JSON; NULL: none */
     bool watch;
     bool stateless;           /* no rows: each slot runs here, under its guards (runner.md 28) */
     int64_t drain_us;

@@ -170,10 +170,21 @@ static bool take_line(Survey *s, const char *text, Error *err)
 
 /* ---- the new set ----------------------------------------------------------------------------- */
 
+/* Is it that file, or one of that folder? */
+static bool is_of(const char *path, const char *whole)
+{
+    size_t length = strlen(whole);
+
+    while (length > 1 && whole[length - 1] == '/')
+        length--;
+    return strncmp(path, whole, length) == 0 && (path[length] == '\0' || path[length] == '/');
+}
+
+/* A folder that is away, or empty, is broken as a whole. */
 static bool is_broken(const Survey *s, const char *path)
 {
     for (size_t i = 0; i < s->file_count; i++) {
-        if (s->files[i].broken && strcmp(s->files[i].path, path) == 0)
+        if (s->files[i].broken && is_of(path, s->files[i].path))
             return true;
     }
     return false;

@@ -23,6 +23,7 @@ static const char *const BEGIN_SQL[] = {
     [TRANSACT_GLANCE] = "BEGIN ISOLATION LEVEL READ COMMITTED READ ONLY",
     [TRANSACT_WRITE] = "BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE",
     [TRANSACT_CLAIM] = "BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE",
+    [TRANSACT_HELP] = "BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE",
 };
 
 static const char *const SETTINGS_SQL[] = {
@@ -31,6 +32,8 @@ static const char *const SETTINGS_SQL[] = {
     [TRANSACT_WRITE] = "SELECT " SETTINGS ", " DURABLE,
     [TRANSACT_CLAIM] = "SELECT " SETTINGS ", " DURABLE ", "
                        SET("plan_cache_mode", "force_generic_plan"),
+    [TRANSACT_HELP] = "SELECT " SETTINGS ", " SET("synchronous_commit", "off") ", "
+                      SET("plan_cache_mode", "force_generic_plan"),
 };
 
 static const char ROLE_SQL[] = "SET LOCAL role TO DEFAULT";

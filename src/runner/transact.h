@@ -4,7 +4,7 @@
  * The session may be anybody's: a job's own, with settings of its owner's. So the transaction is
  * READ COMMITTED, finds nothing but pg_catalog's functions, types and operators by an unqualified
  * name (which is why the statements of this floor qualify only tables), has synchronous_commit at
- * least on, is planned by the indexes, however small the tables were when it was first planned, has
+ * least on (but for TRANSACT_HELP), is planned by the indexes, however small the tables were when it was first planned, has
  * the session's own role again where somebody has SET another, and its waits for locks have an end,
  * but no sooner than after 10 s.
  */
@@ -19,6 +19,7 @@ typedef enum {
     TRANSACT_WRITE,
     TRANSACT_CLAIM, /* WRITE, planned without a look at the values: the same plan for one row and for
                        thousands, by the indexes */
+    TRANSACT_HELP,  /* CLAIM of what may be lost with the server: nobody waits for its disk */
 } TransactKind;
 
 /*

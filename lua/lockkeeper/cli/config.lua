@@ -1,4 +1,5 @@
---- The configuration file, run before a script: it may declare databases for `using`, and policies.
+--- The configuration file, in Lua, run before a script or a command that looks at locks: it may declare
+--- databases for `using`, policies, names of advisory keys, views for ls, and sessions never to be touched.
 local failure = require "lockkeeper.cli.failure"
 local host = require "lockkeeper.host"
 local script = require "lockkeeper.cli.script"

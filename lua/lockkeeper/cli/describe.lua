@@ -148,6 +148,9 @@ function describe.main(values, operands)
   local set = definition.begin(path, { collect = true })
   local text, fault = load_file(path, function() return open_job_file(path) end, "it")
   add(set, fault)
+  if #set.audits > 0 then
+    require("lockkeeper.audit_job").add(set)
+  end
   definition.check_sessions(set)
   if values.stateless then
     stateless.check(set)

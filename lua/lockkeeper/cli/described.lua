@@ -31,9 +31,10 @@ local function without_dot(path)
   return (path:gsub("^%./+", ""))
 end
 
--- The files of the paths, each once; the configuration is none of a folder's.
-local function files_of(paths, configuration)
-  local list, known = {}, {}
+-- The files of the paths, each once; the configuration is none of a folder's. A folder without any is one of
+-- the call's words, or where it is `kept` a file by itself: they are given too, by path.
+local function files_of(paths, configuration, kept)
+  local list, known, empty = {}, {}, {}
   local function add(path)
     if not known[without_dot(path)] then
       known[without_dot(path)] = true
@@ -45,7 +46,11 @@ local function files_of(paths, configuration)
     if not names then
       add(path)
     elseif #names == 0 then
-      failure.words(("%s has no *.lua"):format(options.quoted(path)))
+      if not kept then
+        failure.words(("%s has no *.lua"):format(options.quoted(path)))
+      end
+      empty[path] = true
+      add(path)
     else
       table.sort(names)
       for _, name in ipairs(names) do
@@ -56,7 +61,7 @@ local function files_of(paths, configuration)
       end
     end
   end
-  return list
+  return list, empty
 end
 
 local function configuration_path(named)
@@ -76,12 +81,18 @@ local function show_output(path, output)
 end
 
 -- Their descriptions, in order. What the files print is shown, since it may tell what is wrong.
-local function descriptions_of(files, named, how)
+local function descriptions_of(files, empty, named, how)
   local descriptions, outputs = {}, {}
   tasks({ max = AT_ONCE }, function(spawn)
     for i, path in ipairs(files) do
       spawn(function()
-        descriptions[i], outputs[i] = describe.file(path, named, how)
+        if empty[path] then
+          descriptions[i] = { file = path, jobs = {}, faults = { { file = path,
+            message = "this folder has no *.lua" } } }
+          outputs[i] = ""
+        else
+          descriptions[i], outputs[i] = describe.file(path, named, how)
+        end
       end)
     end
   end)
@@ -154,11 +165,11 @@ end
 --- Describe the files, or all *.lua of folders; `named`: the configuration, where it is named.
 ---@param paths string[]
 ---@param named? string
----@param how? { stateless?: boolean }
+---@param how? { stateless?: boolean, empty_folders?: boolean }  empty_folders: one is a fault like others
 ---@return Found
 function described.load(paths, named, how)
-  local files = files_of(paths, configuration_path(named))
-  local descriptions = descriptions_of(files, named, how)
+  local files, empty = files_of(paths, configuration_path(named), how and how.empty_folders)
+  local descriptions = descriptions_of(files, empty, named, how)
   local jobs, faults, add = {}, new_faults()
   for _, description in ipairs(descriptions) do
     for _, fault in ipairs(description.faults) do

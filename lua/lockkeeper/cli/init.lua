@@ -8,8 +8,8 @@ local target = require "lockkeeper.cli.target"
 require "lockkeeper" -- which tells what is left out of tracebacks, where a script does not
 
 local COMMANDS = { "run", "exec", "serve", "jobs", "trigger", "pause", "resume", "cancel", "history",
-  "check", "next", "ls", "tree", "top", "analyze", "key", "who", "init", "db",
-  "completion" }
+  "check", "next", "ls", "tree", "top", "audit", "analyze", "key", "who", "init",
+  "db", "completion" }
 
 -- Those that commands call, not people.
 local INTERNAL = { describe = true, survey = true, work = true }
@@ -35,6 +35,7 @@ Runs Lua scripts and commands under PostgreSQL's locks.
   ls [PID...]              locks, who waits for whom; cancels and terminates
   tree                     who waits for whom, root blockers first; also as a picture
   top                      the same on a whole screen, as it changes; locks; jobs
+  audit [FILE...]          what is wrong with the locks of a database
   analyze FILE.sql         what the statements of a migration would lock and block
   key ID                   the key that a name becomes, as pg_locks shows it
   who ID                   who holds a lock, and who waits for it
@@ -47,8 +48,7 @@ Runs Lua scripts and commands under PostgreSQL's locks.
 
 local COMMON = {
   { "--config", value = "FILE", key = "config",
-    help = "configuration, in Lua, for run; else ./lockkeeper.lua, else "
-      .. "$XDG_CONFIG_HOME/lockkeeper/config.lua" },
+    help = "configuration, in Lua; else ./lockkeeper.lua, else $XDG_CONFIG_HOME/lockkeeper/config.lua" },
   { "--log-level", value = "LEVEL", key = "log_level", kind = "choice",
     choices = { "debug", "info", "warning", "error" }, help = "debug, info (default), warning or error" },
   { "--log-format", value = "FORMAT", key = "log_format", kind = "choice",
@@ -105,7 +105,7 @@ local function run_command(name, words)
   target.settle(values) -- may start a server, which is not to be interrupted
   host.catch_signals()
   if not command.spec.own_config then
-    config.run(values.config, command.spec.runs_script)
+    config.run(values.config, command.spec.runs_script or command.spec.uses_config)
   end
   local ok, result = xpcall(command.main, failure.caught, values, operands, specs)
   if not ok then

@@ -6,7 +6,8 @@ local init_schema = {}
 
 init_schema.spec = {
   usage = "lockkeeper init [--print] [options]",
-  summary = "Makes the schema lockkeeper, in which the runner keeps its jobs and runs, or brings it up to date.",
+  summary = "Makes the schema lockkeeper, in which the runner keeps its jobs and runs, or brings it up to "
+    .. "date.",
   text = {
     "It does no harm to run this again, or on several hosts at once. serve does it by itself where its role "
       .. "may.",

@@ -12,6 +12,7 @@ local lock = require "lockkeeper"
 local row_format = require "lockkeeper.cli.rows"
 local safe = require "lockkeeper.report.safe"
 local text_table = require "lockkeeper.report.table"
+local untouchable = require "lockkeeper.untouchable"
 
 local listing = {}
 
@@ -276,7 +277,8 @@ end
 ---@field activity? table
 ---@field blocks integer[]  the pids that wait for it
 
---- The sessions of the rows, or their blockers: one a pid, in the order of the rows, and never our own.
+--- The sessions of the rows, or their blockers: one a pid, in the order of the rows, and never our own, nor
+--- those that the configuration protects.
 ---@param rows table[]
 ---@param blocking? boolean
 ---@return ListingTarget[] targets
@@ -294,7 +296,10 @@ function listing.targets(rows, blocking)
     if gid and not seen[gid] then
       seen[gid] = true
       prepared[#prepared + 1] = gid
-    elseif pid and not target and pid ~= lock.db.pid then
+    elseif pid and not target and not seen[pid] and untouchable.is_protected(activity) then
+      seen[pid] = true
+      failure.say(("pid %d is left alone: the configuration protects it"):format(pid))
+    elseif pid and not target and not seen[pid] and pid ~= lock.db.pid then
       target = { pid = pid, activity = activity, blocks = {} }
       list[#list + 1], by_pid[pid] = target, target
     end

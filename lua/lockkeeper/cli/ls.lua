@@ -1,4 +1,5 @@
 --- lockkeeper ls: locks, who waits for whom, and ending those who are in the way.
+local core = require "lockkeeper.core"
 local expression = require "lockkeeper.expression"
 local failure = require "lockkeeper.cli.failure"
 local filter = require "lockkeeper.filter"
@@ -8,10 +9,14 @@ local lock = require "lockkeeper"
 local options = require "lockkeeper.cli.options"
 local query = require "lockkeeper.query"
 local target = require "lockkeeper.cli.target"
+local validation = require "lockkeeper.validation"
+local view = require "lockkeeper.view"
 
 local ls = {}
 
 local LIMIT = 25
+
+local WATCH = 2 -- seconds
 
 ls.spec = {
   usage = "lockkeeper ls [PID...] [options]",
@@ -42,15 +47,21 @@ ls.spec = {
       help = "this field as a column, in place of the usual ones; may be repeated, or A,B" },
     { "-l", "--limit", value = "N", key = "limit",
       help = ("a table's rows at most (default %d), or all; JSON and CSV have all"):format(LIMIT) },
+    { "-c", "--view", value = "NAME", key = "view",
+      help = "a set of these options that the configuration names; more of them may be added to it" },
     { "-e", "--expanded", key = "expanded", help = "one field a line: --format expanded" },
     { "--format", value = "FORMAT", key = "format", kind = "choice",
       choices = { "table", "expanded", "csv", "json" }, help = "table (default), expanded, csv or json" },
     { "--all", key = "all", help = "every row and field" },
+    { "--watch", value = "[D]", key = "watch", kind = "duration",
+      optional = function(word) return word:find("^[%d.]+[a-z%d.]*$") ~= nil end,
+      help = ("again and again, every D (default %ds), until Ctrl-C"):format(WATCH) },
     { "--cancel", key = "cancel", help = "cancel their statements" },
     { "--terminate", key = "terminate", help = "end their sessions" },
     { "--dry-run", key = "dry_run", help = "tell whom --cancel or --terminate would hit, and touch nobody" },
     { "-y", "--yes", key = "yes", help = "do not ask" },
   },
+  uses_config = true,
 }
 
 local wrong = failure.words
@@ -107,6 +118,12 @@ end
 -- The filters and expressions of the command line: they must all hold.
 local function read_conditions(values, set)
   local conditions = {}
+  if values.view_filter then
+    conditions[1] = reading(filter.compile, values.view_filter, { name = set, what = "--view" })
+    if conditions[1].on or conditions[1].limit then
+      wrong("--view: on and limit stand beside the view's filter, not in it")
+    end
+  end
   for _, word in ipairs(values.filters or {}) do
     conditions[#conditions + 1] = reading(filter.compile_word, word, { name = set, what = "--filter" })
   end
@@ -128,8 +145,39 @@ local function check(values)
     wrong("--expanded and --format " .. values.format .. " exclude each other")
   elseif values.all and values.attributes then
     wrong("--all and --attribute exclude each other")
+  elseif values.watch == false or values.watch == 0 then
+    wrong("--watch takes a time that is longer than 0")
+  elseif values.watch and action then
+    wrong(("--watch and --%s exclude each other"):format(action))
   end
   return action
+end
+
+-- What the view says where the call's words do not; conditions of both must hold.
+local function add_view(values)
+  if not values.view then
+    return
+  end
+  local chosen, known = view.find(values.view)
+  if not chosen then
+    wrong(("--view: the configuration has no view %s%s"):format(options.quoted(values.view),
+      #known == 0 and "; it has none" or validation.nearest(values.view, known)))
+  end
+  for _, key in ipairs { "blocking", "attributes", "format", "all", "watch" } do
+    if values[key] == nil then
+      values[key] = chosen[key]
+    end
+  end
+  if values.expanded and chosen.format == values.format then
+    values.format = nil
+  end
+  values.limit = values.limit or chosen.limit and tostring(chosen.limit)
+  for _, key in ipairs { "on", "where" } do
+    local all = table.move(chosen[key] or {}, 1, #(chosen[key] or {}), 1, {})
+    table.move(values[key] or {}, 1, #(values[key] or {}), #all + 1, all)
+    values[key] = #all > 0 and all or nil
+  end
+  values.view_filter = chosen.filter
 end
 
 -- The rows that match, as a list of lock.locks or lock.blocked.
@@ -213,7 +261,25 @@ end
 
 ---------------------------------------------------------------------------------------------------
 
+-- Show them again and again. A look that fails once it has begun is told, and the next one tries anew.
+local function watch(seconds, show)
+  local is_first = true
+  while true do
+    local ok, err = pcall(show, host.terminal(1) and "\27[H\27[2J\27[3J" or not is_first and "\n" or "")
+    if not ok and (is_first or host.interrupted() or not failure.is_ours(err) or err.kind == "usage") then
+      error(err, 0)
+    elseif not ok then
+      failure.say(err.message)
+      pcall(lock.db.reconnect, lock.db)
+    end
+    is_first = false
+    io.stdout:flush()
+    core.sleep(seconds)
+  end
+end
+
 function ls.main(values, operands)
+  add_view(values)
   local action = check(values)
   local set = values.blocking and "blocked" or "locks"
   local pids, limit = read_pids(operands), read_limit(values)
@@ -229,8 +295,17 @@ function ls.main(values, operands)
   if action then
     return act(rows, action, values, set, format)
   end
-  listing.show(rows, { set = set, columns = columns, format = format, limit = limit, all = values.all })
-  return 0
+  local how = { set = set, columns = columns, format = format, limit = limit, all = values.all }
+  if not values.watch then
+    listing.show(rows, how)
+    return 0
+  end
+  watch(values.watch == true and WATCH or values.watch, function(before)
+    rows = rows or find(values, pids, conditions)
+    io.stdout:write(before)
+    listing.show(rows, how)
+    rows = nil
+  end)
 end
 
 return ls

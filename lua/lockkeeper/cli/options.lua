@@ -4,7 +4,9 @@
 -- rest = true, options = { { "-w", "--timeout", value = "D", key = "timeout", kind = "duration",
 -- help = "…" }, … } }. kind: "text" (the default), "duration", "integer" (`from`, `to`), "choice" (of
 -- `choices`); an option without `value` is a flag; `list = true`: it may be given several times, and
--- its values are a list. With `rest` everything from the first operand on is left as it is.
+-- its values are a list; `optional`: a function that tells whether the next word is its value, without
+-- which it is `true` (--name=value always gives one). With `rest` everything from the first operand on is
+-- left as it is.
 local core = require "lockkeeper.core"
 local failure = require "lockkeeper.cli.failure"
 
@@ -119,6 +121,8 @@ function options.parse(spec, words)
       local option = find(spec, name)
       if not option then
         wrong(("unknown option %s%s"):format(shown(name), nearest(spec, name)))
+      elseif option.optional and not value and not option.optional(words[i + 1] or "-") then
+        values[option.key] = values[option.key] or true
       elseif not option.value then
         if value then
           wrong(("%s takes no value"):format(name))
@@ -134,7 +138,7 @@ function options.parse(spec, words)
         end
         value = convert(option, name, value)
         if option.list then
-          local list = values[option.key] or {}
+          local list = type(values[option.key]) == "table" and values[option.key] or {}
           list[#list + 1], values[option.key] = value, list
         else
           values[option.key] = value

@@ -7,7 +7,8 @@ local options = require "lockkeeper.cli.options"
 local output = require "lockkeeper.output"
 local script = require "lockkeeper.cli.script"
 local target = require "lockkeeper.cli.target"
-local worker = require "lockkeeper.worker"
+
+local require = require -- whatever the script makes of it
 
 local run = {}
 
@@ -31,6 +32,11 @@ run.spec = {
   },
   runs_script = true,
 }
+
+-- Loaded for the first job: a script that defines none needs nothing of it.
+local function worker()
+  return require "lockkeeper.worker"
+end
 
 -- How a path is shown: io.open allows any length.
 local PATH_SHOWN = 500
@@ -76,7 +82,7 @@ local function tell_terminal(event, job, outcome)
     if outcome.waited >= 0.1 then
       took = took .. ", waited " .. span(outcome.waited)
     end
-    local result = worker.short_result(outcome)
+    local result = worker().short_result(outcome)
     failure.say(("%s: %s (%s)%s"):format(job.name, outcome.state:gsub("_", " "), outcome.reason or took,
       result and ", it returned " .. result or ""))
     if outcome.error then
@@ -131,7 +137,7 @@ local function run_jobs(jobs, chosen)
     if is_due(job, parent, chosen) then
       local how = worker_options()
       how.slot, how.parent = parent and parent.slot or core.now(), parent_table(parent)
-      local outcome = worker.run(job, how)
+      local outcome = worker().run(job, how)
       ended[job.name] = { name = job.name, slot = how.slot, state = outcome.state, result = outcome.result,
         error = outcome.error }
       code = code == 0 and outcome.exit_code or code

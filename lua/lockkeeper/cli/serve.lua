@@ -1,5 +1,7 @@
 --- lockkeeper serve: the runner. The words are read here; then this state is closed, and the supervisor runs
 --- (src/runner/supervisor.h).
+local act_option = require "lockkeeper.cli.act"
+local core = require "lockkeeper.core"
 local host = require "lockkeeper.host"
 
 local serve = {}
@@ -30,6 +32,7 @@ serve.spec = {
     { "--keep", value = "D", key = "keep", kind = "duration", help = "history; default 30d" },
     { "--keep-runs", value = "N", key = "keep_runs", kind = "integer", from = 1, to = 1000000,
       help = "of each job; default 1000" },
+    act_option,
   },
   own_config = true,
 }
@@ -57,6 +60,7 @@ function serve.main(values, operands)
     workers = values.workers, warm = values.warm, watch = values.watch, stateless = values.stateless,
     drain = otherwise(values.drain, DRAIN), keep = otherwise(values.keep, KEEP),
     keep_runs = otherwise(values.keep_runs, KEEP_RUNS),
+    act = values.act and core.json.encode(values.act),
   }
   return 0
 end

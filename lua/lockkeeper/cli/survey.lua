@@ -56,7 +56,8 @@ local function text_of(path, sha256)
 end
 
 function survey.main(values, operands)
-  local found = described.load(operands, values.config, { stateless = values.stateless })
+  local found = described.load(operands, values.config, { stateless = values.stateless,
+    empty_folders = true })
   local places = places_of(found.faults)
   for i, description in ipairs(found.descriptions) do
     local broken = is_broken(description, places)

@@ -1,6 +1,8 @@
 --- lockkeeper top: who waits for whom, locks and jobs on a whole screen, as they change.
 --
--- Two tasks: one looks, however long the server takes; the other waits for keys, and is never kept waiting.
+-- Three tasks: one looks, however long the server takes; one cancels and terminates; one waits for keys, and
+-- is never kept waiting.
+local action = require "lockkeeper.top.action"
 local app = require "lockkeeper.top.app"
 local core = require "lockkeeper.core"
 local failure = require "lockkeeper.cli.failure"
@@ -30,6 +32,7 @@ top.spec = {
     { "-w", "--where", value = "EXPRESSION", key = "where",
       help = "show only what it is true of, in the tab that is shown first" },
   },
+  uses_config = true,
 }
 
 local EVERY, EVERY_LEAST = 1, 0.1
@@ -103,11 +106,11 @@ function top.main(values)
   end
   target.name_sessions("top")
   local ok, err = pcall(lock.tasks, function(spawn)
-    self.spawn = spawn
     spawn(reader.run, self)
     if not core.await(self) then -- until it has looked once
       core.raise_cancelled()
     end
+    spawn(action.run, self)
     attend(self)
   end)
   if not ok and err ~= QUIT and not host.interrupted() then

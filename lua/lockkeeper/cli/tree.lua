@@ -31,6 +31,7 @@ tree.spec = {
     { "--exact", key = "exact",
       help = "ask pg_blocking_pids about everybody who waits, and not only where it is in doubt" },
   },
+  uses_config = true,
 }
 
 -- What each column takes at least; between them there are two spaces, and after the text one.

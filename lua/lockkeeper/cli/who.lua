@@ -17,6 +17,7 @@ who.spec = {
     .. "server's and is not seen." },
   operands = { min = 1, max = 1, name = "ID" },
   options = { ids.OPTIONS[1], ids.OPTIONS[2], keys.FORMAT },
+  uses_config = true,
 }
 
 -- waitstart is PostgreSQL 14's. state and the rest are null for other roles' sessions without

@@ -38,6 +38,9 @@ local function settle(settings)
   core.set_default(settings.conninfo)
   core.log_configure(settings.log_level, settings.log_format)
   config.run(settings.config, true)
+  if settings.act then
+    require("lockkeeper.audit_job").allow(core.json.decode(settings.act))
+  end
 end
 
 local function read_text(path)
@@ -68,8 +71,12 @@ local function load_file(path, sha256, text)
     definition.abandon()
     failure.unloaded(("%s does not load: %s"):format(path, failure.text(err)))
   end
-  loaded[path] = { sha256 = sha256, set = definition.finish() }
-  return loaded[path].set
+  local set = definition.finish()
+  if #set.audits > 0 then
+    require("lockkeeper.audit_job").add(set)
+  end
+  loaded[path] = { sha256 = sha256, set = set }
+  return set
 end
 
 local function find_job(request)
@@ -96,19 +103,32 @@ local function execute(request)
     return say { ended = { state = "failed", reason = "load", error = message, written = false,
       reusable = false } }
   end
-  local book = request.id and ledger.new(request, say)
+  local book, told
+  -- The process is ready for its next run only when worker.run has returned, but the supervisor can look for
+  -- that one meanwhile.
+  local function ended(outcome)
+    if told then
+      return
+    end
+    told = true
+    local err, written = outcome.error or {}, not book or book.written
+    say { ended = { state = outcome.state, reason = outcome.reason, written = written,
+      error = outcome.error and tostring(err.message), kind = err.kind, sqlstate = err.sqlstate,
+      detail = err.detail, waited = outcome.waited, ran = outcome.ran,
+      given_back = book and book.to_give_back or nil,
+      reusable = REUSABLE[outcome.state] and written } }
+  end
+  book = request.id and ledger.new(request, say, function(outcome)
+    if REUSABLE[outcome.state] then
+      ended(outcome)
+    end
+  end)
   local outcome = worker.run(job, {
     slot = request.slot_us % 1000000 == 0 and request.slot_us // 1000000 or request.slot_us / 1e6,
     attempt = request.attempt, run_id = request.id, output = "log", ledger = book,
   })
-  local written = not book or book.written
   host.work_accept(false)
-  local err = outcome.error or {}
-  say { ended = { state = outcome.state, reason = outcome.reason, written = written,
-    error = outcome.error and tostring(err.message), kind = err.kind, sqlstate = err.sqlstate,
-    detail = err.detail, waited = outcome.waited, ran = outcome.ran,
-    given_back = book and book.to_give_back or nil,
-    reusable = REUSABLE[outcome.state] and written } }
+  ended(outcome)
 end
 
 function work.main(values)

@@ -1,5 +1,6 @@
---- Ending a session's statement, a session or a job's runs, after a question. Each is done by a task with a
---- session of its own: the one that looks may be waiting.
+--- Ending a session's statement, a session or a job's runs, after a question. That is done by a task with a
+--- session of its own, since the one that looks may be waiting. It is open from the start: whoever holds a
+--- lock on a catalog that logging in reads can then still be ended.
 local core = require "lockkeeper.core"
 local failure = require "lockkeeper.cli.failure"
 local kill = require "lockkeeper.kill"
@@ -22,13 +23,24 @@ local action = {}
 local WORDS = { cancel = "Cancel", terminate = "Terminate" }
 local DONE = { cancel = "the statement of %d was cancelled", terminate = "%d was terminated" }
 
--- The database, for an action: the task's own session, which may have been lost since it was used last.
+-- No session has this pid, nor ever began then.
+local NOBODY = { pid = 0x7FFFFFFF, backend_start = 0 }
+
+-- What is sent later was sent once: the server then reads no catalog for it any more.
+local function prepare(app, db)
+  app.own[db.pid] = true
+  for what in pairs(WORDS) do
+    kill.signal(db, what, { NOBODY })
+  end
+end
+
+-- The task's session, which may have been lost since it was used last.
 local function connected(app)
   local db = lock.db
   if not pcall(db.ping, db) then
     db:reconnect()
+    app.own[db.pid] = true
   end
-  app.own[db.pid] = true
   return db
 end
 
@@ -65,19 +77,37 @@ local function cancel_runs(app, job)
   end
 end
 
--- In a task of its own; what goes wrong there is told, and ends nothing.
-local function begin(app, fn, ...)
-  app.spawn(function(...)
-    local ok, err = pcall(fn, app, ...)
-    if not ok then
-      if not failure.is_ours(err) or err.kind == "cancelled" then
-        error(err, 0)
+-- Raise what is no matter of the server's.
+local function tell(app, ok, err)
+  if ok then
+    return
+  elseif not failure.is_ours(err) or err.kind == "cancelled" then
+    error(err, 0)
+  end
+  app:say(err.message .. (err.hint and "; " .. err.hint or ""), true)
+end
+
+--- The task: do what was asked for and answered with yes. What goes wrong is told, and ends nothing.
+---@param app TopApp
+function action.run(app)
+  tell(app, pcall(function() prepare(app, lock.db) end))
+  while true do
+    while not app.request do
+      if not core.await(action) then
+        core.raise_cancelled()
       end
-      app:say(err.message .. (err.hint and "; " .. err.hint or ""), true)
     end
+    tell(app, pcall(app.request))
+    app.request = nil
     app:look()
     app:draw()
-  end, ...)
+  end
+end
+
+local function begin(app, fn, ...)
+  local arguments = table.pack(...)
+  app.request = function() fn(app, table.unpack(arguments, 1, arguments.n)) end
+  core.tell(action)
 end
 
 -- Who it is, so that one sees whether it is the right one.
@@ -111,7 +141,9 @@ end
 ---@param subject TopSubject
 ---@return string?
 function action.ask(app, what, subject)
-  if subject.job then
+  if app.request then
+    return "the server has not answered the last one yet"
+  elseif subject.job then
     return ask_job(app, what, subject)
   elseif not subject.pid then
     return ("a prepared transaction has no session to signal: ROLLBACK PREPARED '%s'"):format(

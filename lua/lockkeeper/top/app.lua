@@ -29,7 +29,7 @@ local width = require "lockkeeper.report.width"
 ---@field lost? { since: number, message: string }   no connection
 ---@field trouble? string            why the last look failed otherwise
 ---@field place? string              which database it is
----@field spawn fun(fn: function, ...)
+---@field request? function          what is being done, see lockkeeper.top.action
 local app = {}
 app.__index = app
 
@@ -195,12 +195,21 @@ end
 ---------------------------------------------------------------------------------------------------
 -- the picture
 
-local function title_of(self)
-  local view = self:view()
-  local data = view.data
+-- Where there is no room for all of it, the counts are worth more than the day and the server's version.
+local function title_of(self, columns)
+  local data = self:view().data
+  local place = self.place or "(no connection)"
   local at = data and field.local_time(data.now, true) or ""
   local counts = self.page and self.page.title or data and data.counts or "looking …"
-  return safe.line(("%s, %s: %s"):format(self.place or "(no connection)", at, counts))
+  local short_place, short_at = place:gsub(" %(.-%)$", ""), at:sub(12)
+  local text
+  for _, form in ipairs { { place, at }, { place, short_at }, { short_place, short_at } } do
+    text = safe.line(("%s, %s: %s"):format(form[1], form[2], counts))
+    if width.of(text) <= columns then
+      return text
+    end
+  end
+  return text
 end
 
 -- What is to be known of the picture itself, at the right of the tabs.
@@ -224,7 +233,7 @@ local function notes_of(self)
 end
 
 local function draw_head(self, screen, columns)
-  screen:put(1, 1, title_of(self), columns, self.lost and RED or BOLD)
+  screen:put(1, 1, title_of(self, columns), columns, self.lost and RED or BOLD)
   local at = 1
   for i, tab in ipairs(self.tabs) do
     local text = (" %d %s "):format(i, tab.title)
@@ -290,6 +299,9 @@ local PAGE_KEYS = { { "Esc", "back" }, { "↑↓", "scroll" }, { "c", "cancel" }
 local QUESTION_KEYS = { { "y", "yes" }, { "any other", "no" } }
 local PROMPT_KEYS = { { "Enter", "apply" }, { "Esc", "leave it" }, { "Ctrl-U", "empty it" } }
 
+-- With fewer lines the picture is the list, and what is asked or said.
+local LINES_LEAST = 6
+
 local function draw_keys(self, screen, line, columns)
   local keys = self.question and QUESTION_KEYS or self.prompt and PROMPT_KEYS or self.page and PAGE_KEYS
     or KEYS
@@ -328,20 +340,23 @@ function app:draw()
     return
   end
   local lines, columns = screen:size()
+  local is_whole = lines >= LINES_LEAST
+  local first, talk = is_whole and 3 or 1, is_whole and lines - 1 or lines
   screen:clear()
-  draw_head(self, screen, columns)
-  local room = math.max(1, lines - 5)
   if self.page then
-    draw_page(self, screen, 4, room, columns)
+    draw_page(self, screen, first, math.max(1, talk - first), columns)
   else
-    draw_items(self, screen, 3, room + 1, columns)
+    draw_items(self, screen, first, math.max(1, talk - first), columns)
   end
-  draw_keys(self, screen, lines, columns)
+  if is_whole then
+    draw_head(self, screen, columns)
+    draw_keys(self, screen, lines, columns)
+  end
   if self.prompt and not (self.message and core.monotonic() < self.message.till) then
-    screen:show(lines - 1, prompt.draw(self.prompt, screen, lines - 1, columns))
+    screen:show(talk, prompt.draw(self.prompt, screen, talk, columns))
     return
   end
-  draw_talk(self, screen, lines - 1, columns)
+  draw_talk(self, screen, talk, columns)
   screen:show()
 end
 

@@ -18,12 +18,12 @@ local KEYS = {
 }
 
 local NOTES = {
-  "FOR is how long a session has waited or, where it does not wait, has been in its state. BEHIND is how many "
-    .. "wait for it, also through others. A session at the top waits for nobody: ending it lets those below "
-    .. "go on. Cancelling one that is idle in a transaction changes nothing: only terminating ends it.",
-  "An expression is Lua's, as for \"lockkeeper ls --where\". It has the line's fields, string, math, methods "
-    .. "of texts, as in query:find(\"orders\"), and duration(\"5m\"), and nothing else. As in SQL a comparison "
-    .. "with what is nil does not hold.",
+  "FOR is how long a session has waited or, where it does not wait, has been in its state. BEHIND is how ",
+  "many wait for it, also through others. A session at the top waits for nobody: ending it lets those below ",
+  "go on. Cancelling one that is idle in a transaction changes nothing: only terminating ends it.\n\n",
+  "An expression is Lua's, as for \"lockkeeper ls --where\". It has the line's fields, string, math, ",
+  "methods of texts, as in query:find(\"orders\"), and duration(\"5m\"), and nothing else. As in SQL a ",
+  "comparison with what is nil does not hold.",
 }
 
 return function(tabs)
@@ -37,7 +37,7 @@ return function(tabs)
         lines[#lines + 1] = { text = ("%s%s %s"):format(key[1], room, key[2]) }
       end
       page.head(lines, "What it means")
-      page.text(lines, table.concat(NOTES, "\n\n"), columns)
+      page.text(lines, table.concat(NOTES), columns)
       for _, tab in ipairs(tabs) do
         local names = {}
         for name in pairs(tab.fields) do

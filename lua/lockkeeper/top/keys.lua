@@ -125,7 +125,7 @@ local COMMON = {
   [" "] = function(app) app:look() end,
   tab = function(app) next_tab(app, 1) end,
   ["shift-tab"] = function(app) next_tab(app, -1) end,
-  resize = function() end,
+  ["ctrl-l"] = function(app) app.screen:redraw() end,
 }
 COMMON.h = COMMON["?"]
 for i = 1, 9 do

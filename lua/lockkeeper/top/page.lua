@@ -66,10 +66,10 @@ local NAMES = 14
 --- "state         idle in transaction"; nothing where there is no value.
 ---@param lines TopLine[]
 ---@param name string
----@param value? string
+---@param value? string|false
 ---@param style? string
 function page.fact(lines, name, value, style)
-  if value ~= nil and value ~= "" then
+  if value and value ~= "" then
     lines[#lines + 1] = { text = ("%-" .. NAMES .. "s  %s"):format(name, safe.line(value)), style = style }
   end
 end

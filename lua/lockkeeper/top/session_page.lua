@@ -128,8 +128,9 @@ local function lines_of(data, columns)
     return { { text = "The session has ended, or holds no lock and waits for none." } }
   end
   add_facts(lines, activity, data.node)
-  if data.node and not data.node.waits_for then
-    page.fact(lines, "it is", outline.state(data.node))
+  local class = data.node and data.node.class
+  if class ~= "client" and class ~= "idle_in_transaction" then
+    page.fact(lines, "it is", data.node and outline.state(data.node))
   end
   add_waits(lines, data)
   add_blocked(lines, data)
