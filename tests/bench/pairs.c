@@ -1,7 +1,8 @@
 /*
  * The limit for acquiring and releasing a lock: bare libpq, prepared statements.
  *
- *   bench_pairs CONNINFO SECONDS MODE    pairs a second, and microseconds of our CPU time a pair
+ *   bench_pairs CONNINFO SECONDS MODE    pairs a second; microseconds of our CPU time a pair; the same
+ *                                        with the backend's (a server of this machine)
  *   bench_pairs CONNINFO COUNTx MODE     the same, of so many pairs
  *   bench_pairs CONNINFO 0 once          connect, lock, release, exit: for timing a process
  *   bench_pairs CONNINFO 0 exec COMMAND  the same, with a command under the lock
@@ -62,6 +63,23 @@ static double seconds_of(clockid_t clock)
     return (double)t.tv_sec + (double)t.tv_nsec / 1e9;
 }
 
+/* Seconds of CPU time of the backend; 0 where that can't be read. */
+static double backend_seconds(PGconn *conn)
+{
+    char path[64];
+    double ns = 0;
+    FILE *file;
+
+    snprintf(path, sizeof path, "/proc/%d/schedstat", PQbackendPID(conn));
+    file = fopen(path, "r");
+    if (file != NULL) {
+        if (fscanf(file, "%lf", &ns) != 1)
+            ns = 0;
+        fclose(file);
+    }
+    return ns / 1e9;
+}
+
 static void check(PGconn *conn, PGresult *result)
 {
     if (PQresultStatus(result) != PGRES_TUPLES_OK && PQresultStatus(result) != PGRES_COMMAND_OK) {
@@ -115,11 +133,13 @@ static void measure(PGconn *conn, const char *amount, int mode)
     double seconds = strtod(amount, NULL);
     double start;
     double cpu;
+    double backend;
     long done = 0;
 
     prepare_all(conn);
     start = seconds_of(CLOCK_MONOTONIC);
     cpu = seconds_of(CLOCK_PROCESS_CPUTIME_ID);
+    backend = backend_seconds(conn);
     do {
         for (int i = 0; i < BATCH; i++) {
             for (int j = 0; j < step_count; j++)
@@ -129,8 +149,9 @@ static void measure(PGconn *conn, const char *amount, int mode)
         done += BATCH * MODES[mode].pairs;
     } while (most < 0 ? seconds_of(CLOCK_MONOTONIC) - start < seconds : done < most);
     cpu = seconds_of(CLOCK_PROCESS_CPUTIME_ID) - cpu;
-    printf("%.1f %.3f\n", (double)done / (seconds_of(CLOCK_MONOTONIC) - start),
-           cpu * 1e6 / (double)done);
+    backend = backend_seconds(conn) - backend;
+    printf("%.1f %.3f %.3f\n", (double)done / (seconds_of(CLOCK_MONOTONIC) - start),
+           cpu * 1e6 / (double)done, (cpu + backend) * 1e6 / (double)done);
 }
 
 static void once(PGconn *conn, char **command)

@@ -79,7 +79,18 @@ else:
 if mode == "once":
     pair()
     sys.exit()
-done, start, cpu = 0, time.monotonic(), time.process_time()
+pid = run("SELECT pg_backend_pid()")
+
+
+def backend_time():
+    try:
+        with open("/proc/%d/schedstat" % pid) as file:
+            return int(file.read().split()[0]) / 1e9
+    except OSError:
+        return 0
+
+
+done, start, cpu, backend = 0, time.monotonic(), time.process_time(), backend_time()
 while True:
     for _ in range(50):
         pair()
@@ -87,4 +98,6 @@ while True:
     if time.monotonic() - start >= seconds:
         break
 cpu = time.process_time() - cpu
-print("%.1f %.3f" % (done / (time.monotonic() - start), cpu * 1e6 / done))
+backend = backend_time() - backend
+each = 1e6 / done
+print("%.1f %.3f %.3f" % (done / (time.monotonic() - start), cpu * each, (cpu + backend) * each))

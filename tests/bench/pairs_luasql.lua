@@ -37,7 +37,12 @@ local function now()
   local value = run("SELECT extract(epoch FROM clock_timestamp())::text")
   return tonumber(value)
 end
-local done, start, cpu = 0, now(), os.clock()
+local pid = run("SELECT pg_backend_pid()")
+local function backend_time()
+  local file <close> = io.open(("/proc/%s/schedstat"):format(pid))
+  return (file and file:read("n") or 0) / 1e9
+end
+local done, start, cpu, backend = 0, now(), os.clock(), backend_time()
 repeat
   for _ = 1, 100 do
     round()
@@ -45,4 +50,5 @@ repeat
   done = done + 100
 until now() - start >= seconds
 cpu = os.clock() - cpu
-print(("%.1f %.3f"):format(done / (now() - start), cpu * 1e6 / done))
+backend = backend_time() - backend
+print(("%.1f %.3f %.3f"):format(done / (now() - start), cpu * 1e6 / done, (cpu + backend) * 1e6 / done))

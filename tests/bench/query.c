@@ -97,6 +97,7 @@ static void set_scene(const char *conninfo, const char *locks, int waiters)
     snprintf(sql, sizeof sql, "SELECT count(pg_advisory_lock(i)) FROM generate_series(1, %s) i",
              locks);
     PQclear(run(holder, sql));
+    PQclear(run(holder, "SET client_min_messages = warning"));
     PQclear(run(holder, "CREATE TABLE IF NOT EXISTS bench_query (id int)"));
     PQclear(run(holder, "BEGIN; LOCK TABLE bench_query"));
     for (int i = 0; i < waiters; i++)

@@ -1,4 +1,4 @@
--- Milliseconds of a look by the module: lockkeeper run query.lua locks|read|blocked|rows
+-- Milliseconds of a look by the module: lockkeeper run query.lua locks|read|blocked|rows|graph
 local lock = require "lockkeeper"
 local core = require "lockkeeper.core"
 
@@ -20,6 +20,7 @@ local looks = {
     end
     return n
   end,
+  graph = function() return #db:graph():edges() end,
 }
 local look = looks[arg[1]]
 for _ = 1, 3 do

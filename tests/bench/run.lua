@@ -4,13 +4,15 @@
 -- drifts slows all of them; the ratio is the median of the rounds' ratios, not the ratio of medians.
 local bench = {}
 
-local options = { rounds = 7, slice = 0.5, quick = false, main = false }
+local options = { rounds = 7, slice = 0.5, quick = false, main = false, readme = false }
 local wanted_sections, wants_any = {}, false
 for _, word in ipairs(arg) do
   if word == "--quick" then
     options.quick, options.rounds, options.slice = true, 3, 0.2
   elseif word == "--main" then
     options.main = true
+  elseif word == "--readme" then
+    options.readme = true
   elseif word:find("^%-") then
     io.stderr:write("no such option: ", word, "\n")
     os.exit(2)
@@ -101,19 +103,24 @@ end
 ---------------------------------------------------------------------------------------------------
 -- the table
 
-local WIDTHS = { 50, 10, 9, 30, 9, 7, 16, 6, 10, 7 }
+local WIDTHS = { 60, 8, 9, 30, 9, 7, 16, 6, 9, 7 }
 local HEAD = { "what", "CPUs", "ours", "beside it", "its", "ratio", "least to most", "rounds", "wanted", "" }
 local failed, left_out = 0, {}
+local main_lines = {} -- what the README of the project has of them
 
 local function print_line(cells)
   for i, width in ipairs(WIDTHS) do
     local text = cells[i] or ""
-    local room = (" "):rep(width - utf8.len(text))
+    local room = (" "):rep(math.max(0, width - utf8.len(text)))
     local right = i == 3 or i >= 5 and i <= 8
     cells[i] = right and room .. text or text .. room
   end
   print("| " .. table.concat(cells, " | ") .. " |")
   io.stdout:flush()
+end
+
+local function keep_main(cells)
+  main_lines[#main_lines + 1] = "| " .. table.concat(cells, " | ", 1, 7) .. " |"
 end
 
 local function print_head()
@@ -153,10 +160,13 @@ function bench.row(row)
   if options.main and not row.main then
     return
   end
-  local sign = row.difference and "%s" or "%s"
-  print_line { row.what, row.where, digits(row.ours), row.beside or "", row.its and digits(row.its) or "",
-    row.beside and sign:format((row.difference and median >= 0 and "+" or "") .. digits(median)) or "",
+  local cells = { row.what, row.where, digits(row.ours), row.beside or "", row.its and digits(row.its) or "",
+    row.beside and (row.difference and median >= 0 and "+" or "") .. digits(median) or "",
     ("%s to %s"):format(digits(low), digits(high)), tostring(#row.values), wanted, reached }
+  if row.main then
+    keep_main(cells)
+  end
+  print_line(cells)
 end
 
 --- Something that has no side: a figure of ours alone, against a bound.
@@ -169,13 +179,14 @@ end
 local PIN = { ["one CPU"] = "taskset -c 0 ", ["one each"] = "taskset -c 1 ", both = "" }
 
 --- Compare what commands print. The first side is ours.
----@param spec { what: string, where?: string, sides: table[], column?: integer, rounds?: integer,
----              main?: boolean }  a side is { name, command, want =, difference = }
+---@param spec { what: string, where?: string, sides: table[], rounds?: integer, main?: boolean,
+---              cpu?: string, cpu_want?: string, total?: string }
+---  a side is { name, command, want =, difference = }; cpu and total name rows of CPU time
 ---@return number ours  the median
 function bench.compare(spec)
   local where = spec.where or "both"
-  local column, rounds = spec.column or 1, spec.rounds or options.rounds
-  local results = {}
+  local rounds = spec.rounds or options.rounds
+  local results = {} -- by side and round
   for round = 1, rounds do
     for i = 1, #spec.sides do
       local at = round % 2 == 1 and i or #spec.sides + 1 - i
@@ -190,11 +201,11 @@ function bench.compare(spec)
     end
     return values
   end
-  local ours = column_of(1, column)
+  local ours = column_of(1, 1)
   local median = bench.spread(ours)
   for i = 2, #spec.sides do
     local side = spec.sides[i]
-    local its, ratios = column_of(i, column), {}
+    local its, ratios = column_of(i, 1), {}
     for round = 1, rounds do
       ratios[round] = side.difference and ours[round] - its[round] or ours[round] / its[round]
     end
@@ -204,7 +215,16 @@ function bench.compare(spec)
   if #spec.sides == 1 then
     bench.figure(spec.what, ours, { where = where, want = spec.sides[1].want, main = spec.main })
   end
-  -- The second figure of each: CPU time a unit, measured by the process itself.
+  -- The third figure of each: CPU time a unit of client and server, which other load spoils less.
+  for i = 2, spec.total and #spec.sides or 0 do
+    local side, total, its, ratios = spec.sides[i], column_of(1, 3), column_of(i, 3), {}
+    for round = 1, rounds do
+      ratios[round] = total[round] / its[round]
+    end
+    bench.row { what = spec.total, where = where, ours = bench.spread(total), beside = side[1],
+      its = bench.spread(its), values = ratios, main = spec.main }
+  end
+  -- The second one: CPU time a unit of the client alone.
   if spec.cpu then
     local cpu, beside = column_of(1, 2), spec.sides[2]
     local its, above = column_of(2, 2), {}
@@ -219,11 +239,7 @@ end
 
 --- How a cost grows with size: from its values at several sizes, the exponent of N between first and last.
 function bench.growth(what, sizes, costs, want)
-  local exponent = math.log(costs[#costs] / costs[1]) / math.log(sizes[#sizes] / sizes[1])
-  local texts = {}
-  for i, cost in ipairs(costs) do
-    texts[i] = digits(cost)
-  end
+  local exponent = math.log(costs[#costs] / math.max(costs[1], 1e-3)) / math.log(sizes[#sizes] / sizes[1])
   local wanted, reached = judge(exponent, want)
   if not options.main then
     print_line { what, "", "", "at " .. table.concat(sizes, ", "), "", ("N^%.2f"):format(exponent), "", "",
@@ -249,14 +265,39 @@ print_head()
 for _, name in ipairs(figures) do
   if not wants_any or wanted_sections[name] then
     local start = os.time()
-    figures[name]()
+    local ok, err = pcall(figures[name])
+    if not ok then
+      failed = failed + 1
+      bench.leave_out(("the rest of %s: %s"):format(name, err))
+    end
     io.stderr:write(("-- %s: %d s\n"):format(name, os.time() - start))
   end
+end
+
+-- Put the main rows in the place of those in README.md.
+local function write_readme()
+  local begins, ends = "<!-- tests/bench/run.sh --readme -->\n", "<!-- end -->"
+  local file = assert(io.open("README.md"))
+  local text = file:read("a")
+  file:close()
+  local _, first = text:find(begins, 1, true)
+  local last = first and text:find(ends, first, true)
+  assert(last, "README.md has no place for the table")
+  local rows = { "| " .. table.concat(HEAD, " | ", 1, 7) .. " |",
+    "| --- | --- | --: | --- | --: | --: | --: |" }
+  table.move(main_lines, 1, #main_lines, 3, rows)
+  file = assert(io.open("README.md", "w"))
+  file:write(text:sub(1, first), table.concat(rows, "\n"), "\n", text:sub(last))
+  file:close()
+end
+
+if options.readme then
+  write_readme()
 end
 for _, text in ipairs(left_out) do
   print("left out: " .. text)
 end
 if failed > 0 then
-  print(("%d of the bounds missed"):format(failed))
+  print(("%d missed"):format(failed))
   os.exit(1)
 end

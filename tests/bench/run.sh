@@ -2,13 +2,14 @@
 # Speed, measured beside the limit (a C program with bare libpq that does the same work) and beside what
 # users have today: one PostgreSQL of its own, one run, one table. See README.md here.
 #
-#   tests/bench/run.sh [--quick] [--main] [--build FOLDER] [SECTION]...
+#   tests/bench/run.sh [--quick] [--main] [--readme] [--build FOLDER] [SECTION]...
 #
 #   --quick    fewer and shorter rounds: under two minutes
 #   --main     print only the rows that the README of the project has
+#   --readme   put these rows into README.md, in the place of those that are there
 #   --build    where lockkeeper was built, with BUILD_TESTING; default: build (built when it is not there)
-#   SECTION    only these: pairs all model handover process prioritize look filter describe claims runner
-#              memory instructions
+#   SECTION    only these: pairs all handover process prioritize look filter describe claims runner memory
+#              instructions
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 build=build
