@@ -507,6 +507,25 @@ describe("runner.md 7: a slot", function()
   end)
 end)
 
+describe("runner.md 8: a run that is given back", function()
+  it("is due at once, or later: after a second, then twice as long each time, 30 s at most", function()
+    local a = host("a")
+    local run = claim_one(a, "x")
+    assert.is_true(core.store_give_back(a.db, a.runner, run))
+    assert.equal(run, take(a, { "x" })[1].id)
+    for _, delay in ipairs { 2, 4, 8, 16, 30, 30 } do
+      local before = admin:value("select clock_timestamp()::text")
+      assert.is_true(core.store_give_back(a.db, a.runner, run, true))
+      assert.same({}, take(a, { "x" }))
+      assert.is_true(admin:value("select due_at between $2::timestamptz + $3 * interval '1 s'"
+        .. " and clock_timestamp() + $3 * interval '1 s' from lockkeeper.run where id = $1",
+        run, before, delay))
+      admin:exec("update lockkeeper.run set due_at = slot where id = " .. run)
+      assert.equal(run, take(a, { "x" })[1].id)
+    end
+  end)
+end)
+
 describe("runner.md 8: a change of state", function()
   it("is made by the runner that has claimed the run, in the state that it saw", function()
     local a, b = host("a"), host("b")
