@@ -348,11 +348,24 @@ local SHARED = { "pid", "database" }
 -- The fields whose values are written otherwise in JSON than in Lua.
 local KINDS = { time = true, key = true }
 
+local function bad(what, reason)
+  core.usage(("%s: %s; what is read here is what lockkeeper ls --all --format json saves"):format(what,
+    reason))
+end
+
+-- Of which kinds a value of a type may be.
+local NUMBERS = { integer = true, time = true, duration = true, key = true }
+local TEXTS = { word = true, mode = true, text = true, relation = true, key = true }
+local TYPES = setmetatable({ number = NUMBERS, string = TEXTS, boolean = { boolean = true } },
+  { __index = function() return {} end })
+
 local function value_of(known, value, what)
   if value == core.null then
     return nil
   elseif KINDS[known.kind] and type(value) == "string" then
     return filter.read(known.kind, value, what)
+  elseif value ~= nil and not TYPES[type(value)][known.kind] then
+    bad(what, ("its %s is a %s"):format(known.key, type(value)))
   end
   return value
 end
@@ -373,11 +386,6 @@ local function activity_of(saved, what)
   return activity
 end
 
-local function bad(what, reason)
-  core.usage(("%s: %s; what is read here is what lockkeeper ls --all --format json saves"):format(what,
-    reason))
-end
-
 local function check_row(saved, what)
   if type(saved) ~= "table" then
     bad(what, "it is a " .. type(saved))
@@ -393,6 +401,8 @@ local function check_row(saved, what)
   end
   if type(saved.granted) ~= "boolean" then
     bad(what, "it does not say whether it is granted")
+  elseif not saved.granted and (saved.pid == nil or saved.pid == core.null) then
+    bad(what, "it waits, but has no pid")
   end
   for _, holder in ipairs { saved, saved.activity } do
     if holder.pid ~= nil and holder.pid ~= core.null and math.type(holder.pid) ~= "integer" then
@@ -451,11 +461,19 @@ local function without_null(value)
   return result
 end
 
+-- What a snapshot saved with to_json has besides its rows.
+local PARTS = { locks = true, taken_at = true, server = true }
+
 local function of_table(saved, source)
   local list, taken_at, server = saved, nil, nil
   if saved.locks ~= nil then
     list, taken_at, server = saved.locks, saved.taken_at, saved.server
-    if type(list) ~= "table" then
+    for key in pairs(saved) do
+      if not PARTS[key] then
+        bad(source, ("another version may have saved it: %s is not known here"):format(tostring(key)))
+      end
+    end
+    if type(list) ~= "table" or list == core.null then
       bad(source, "its locks are no list")
     elseif taken_at ~= nil then
       taken_at = filter.read("time", taken_at, source .. ": taken_at")
@@ -481,7 +499,7 @@ local function read(path)
   local ok, saved = pcall(core.json.decode, text)
   if not ok then
     core.usage(("snapshot: %s is no JSON, or was cut short: %s"):format(path, saved.message))
-  elseif type(saved) ~= "table" or saved == core.null then
+  elseif type(saved) ~= "table" or saved == core.null or text:find("^%s*{%s*}") then
     bad("snapshot: " .. path, "it is no list of locks")
   end
   return of_table(saved, "snapshot: " .. path)

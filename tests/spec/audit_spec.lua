@@ -149,6 +149,9 @@ describe("lock.snapshot", function()
     fails("", "is no JSON")
     fails("7", "it is no list of locks")
     fails('{"a": 1}', "it is no list of locks")
+    fails("{}", "it is no list of locks")
+    fails('{"locks": null}', "its locks are no list")
+    fails('{"version": 99, "locks": []}', "another version may have saved it: version is not known here")
     fails("[7]", "row 1: it is a number")
     fails('[{"type": "relation"}]', "row 1: it has no activity")
     local _, usual = run("ls", "--format", "json")
@@ -157,6 +160,9 @@ describe("lock.snapshot", function()
     fails(blocked, "saved with %-%-blocking")
     fails((whole:gsub('"mode":"[^"]*"', '"mode":null')), "it has no mode")
     fails((whole:gsub('"backend_start":"[^"]*"', '"backend_start":"never"')), "takes epoch seconds or a text")
+    fails((whole:gsub('"schema":"[^"]*"', '"schema":["a"]')), "its schema is a table")
+    fails((whole:gsub('"wait_duration":[%d.e-]+', '"wait_duration":"long"')), "its wait_duration is a string")
+    fails((whole:gsub('"pid":%d+', '"pid":null')), "it waits, but has no pid")
     assert.equal(0, #lock.snapshot(t.tempfile("[]")):locks())
     assert.has_error(function() lock.snapshot("/nonexistent/file") end)
     assert.has_error(function() lock.snapshot(7) end)
@@ -272,7 +278,8 @@ describe("the built-in audits (locks.md 19)", function()
       names[one.name] = true
     end
     local count = 0
-    for path in io.popen("ls scripts/audits/*.lua"):lines() do
+    local pipe <close> = io.popen("ls scripts/audits/*.lua")
+    for path in pipe:lines() do
       for _, one in ipairs(lock.load(path).audits) do
         assert.is_true(names[one.name], one.name)
         count = count + 1
