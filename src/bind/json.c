@@ -324,6 +324,8 @@ static void append_escape(PQExpBuffer out, unsigned char c)
     appendPQExpBuffer(out, "\\u%04x", c);
 }
 
+/* Controls are escaped, also DEL and C1 (U+0080 to U+009F, in UTF-8 C2 and a byte), which JSON would
+ * allow: what is printed here is often others' text, and does nothing to a terminal. */
 static void append_string(PQExpBuffer out, const char *text, size_t length)
 {
     size_t start = 0;
@@ -332,10 +334,12 @@ static void append_string(PQExpBuffer out, const char *text, size_t length)
     for (size_t i = 0; i < length; i++) {
         unsigned char c = (unsigned char)text[i];
 
-        if (c >= 0x20 && c != '"' && c != '\\')
+        bool is_c1 = c == 0xC2 && i + 1 < length && (unsigned char)text[i + 1] < 0xA0;
+
+        if (c >= 0x20 && c != '"' && c != '\\' && c != 0x7F && !is_c1)
             continue;
         appendBinaryPQExpBuffer(out, text + start, i - start);
-        append_escape(out, c);
+        append_escape(out, is_c1 ? (unsigned char)text[++i] : c);
         start = i + 1;
     }
     appendBinaryPQExpBuffer(out, text + start, length - start);

@@ -1,6 +1,7 @@
 --- The keys that an id may stand for, one a scheme.
 local ids = require "lockkeeper.cli.ids"
 local lock = require "lockkeeper"
+local safe = require "lockkeeper.report.safe"
 
 local keys = {}
 
@@ -31,6 +32,8 @@ function keys.of(word, values, connected)
 end
 
 --- "database shop on localhost:5432 (PostgreSQL 15.18)": a key means something in one database only.
+---@return string shown  harmless in a terminal, whatever the database is called
+---@return string database
 function keys.place()
   local row = lock.db:one([[
 SELECT pg_catalog.current_database() AS database, pg_catalog.current_setting('server_version') AS version,
@@ -40,7 +43,7 @@ SELECT pg_catalog.current_database() AS database, pg_catalog.current_setting('se
   local at = row.host and ("%s:%d"):format(row.host, row.port)
     or row.socket and row.socket:gsub('"', "") or "a Unix socket" -- hidden without pg_read_all_settings
   local version = row.version:match("^%S+")
-  return ("database %s on %s (PostgreSQL %s)"):format(row.database, at, version), row.database
+  return safe.line(("database %s on %s (PostgreSQL %s)"):format(row.database, at, version)), row.database
 end
 
 keys.FORMAT = { "--format", value = "FORMAT", key = "format", kind = "choice", choices = { "table", "json" },
