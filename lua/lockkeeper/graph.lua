@@ -515,16 +515,18 @@ end
 
 --- As a picture that needs nothing else, to be shown by a browser.
 ---@param title? string
+---@param unfolded? boolean  a line for each session, also where several wait for the same
 ---@return string
-function methods:to_svg(title)
-  return require("lockkeeper.picture.svg")(self, title)
+function methods:to_svg(title, unfolded)
+  return require("lockkeeper.picture.svg")(self, title, unfolded)
 end
 
 --- As a page that needs nothing else: the picture, and all sessions with their statements.
 ---@param title? string
+---@param unfolded? boolean  as in to_svg
 ---@return string
-function methods:to_html(title)
-  return require("lockkeeper.picture.html")(self, title)
+function methods:to_html(title, unfolded)
+  return require("lockkeeper.picture.html")(self, title, unfolded)
 end
 
 local LOCK_FIELDS = { "type", "schema", "relation", "relation_kind", "database", "lock_name", "classid",

@@ -144,6 +144,13 @@ describe("lockkeeper tree", function()
         assert.matches("─ " .. reader.pid .. " ", out, 1, true)
       end
       assert.not_matches(" more ", out)
+      for _, format in ipairs { "svg", "html" } do
+        local picture = shown("--all", "--format", format)
+        for _, reader in ipairs(readers) do
+          assert.matches(">" .. reader.pid .. "<", picture, 1, true)
+        end
+        assert.not_matches("5 more", picture, 1, true)
+      end
     end)
 
     it("fits the terminal, and has no control characters of others", function()

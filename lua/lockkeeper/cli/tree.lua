@@ -213,8 +213,8 @@ local FORMATS = {
   tree = print_tree,
   json = print_json,
   dot = function(graph) io.stdout:write(graph:to_dot()) end,
-  svg = function(graph) io.stdout:write(graph:to_svg(title(graph))) end,
-  html = function(graph) io.stdout:write(graph:to_html(title(graph))) end,
+  svg = function(graph, values) io.stdout:write(graph:to_svg(title(graph), values.all)) end,
+  html = function(graph, values) io.stdout:write(graph:to_html(title(graph), values.all)) end,
 }
 
 function tree.main(values)

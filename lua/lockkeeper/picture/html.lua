@@ -82,8 +82,9 @@ end
 
 ---@param graph Graph
 ---@param title? string
+---@param unfolded? boolean  a line for each session in the picture
 ---@return string
-return function(graph, title)
+return function(graph, title, unfolded)
   title = title or "Who waits for whom"
   local sessions = graph:sessions()
   local parts = {
@@ -99,7 +100,7 @@ return function(graph, title)
   if #sessions == 0 then
     parts[#parts + 1] = "<p>Nobody waits.</p>\n"
   else
-    parts[#parts + 1] = graph:to_svg(title):gsub("^<%?xml[^\n]*\n", "")
+    parts[#parts + 1] = graph:to_svg(title, unfolded):gsub("^<%?xml[^\n]*\n", "")
     parts[#parts + 1] = "<h2>Sessions</h2>\n<table>\n<tr><th>PID</th><th class=\"number\">WAITED</th>"
       .. '<th class="number">BEHIND</th><th>WAITS FOR, OR STATE</th><th>BLOCKED BY</th><th>CLASS</th>'
       .. "<th>USER</th><th>APPLICATION</th><th>CLIENT</th></tr>\n"

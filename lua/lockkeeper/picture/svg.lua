@@ -165,9 +165,10 @@ end
 
 ---@param graph Graph
 ---@param title? string
+---@param unfolded? boolean  a line for each session
 ---@return string
-return function(graph, title)
-  local rows = outline.rows(graph)
+return function(graph, title, unfolded)
+  local rows = outline.rows(graph, { fold = not unfolded })
   local step, parents, longest = step_of(rows), parents_of(rows), 0.1
   for _, row in ipairs(rows) do
     longest = math.max(longest, row.depth > 0 and row.seconds or 0)
