@@ -1080,6 +1080,27 @@ static void give_up(Supervisor *s, const Error *err)
     bell_ring(&s->stop);
 }
 
+/* As of other commands: lua/lockkeeper/cli/target.lua. */
+static bool is_server_named(const Supervisor *s)
+{
+    static const char *const NAMES[] = {"PGHOST", "PGHOSTADDR", "PGSERVICE"};
+
+    for (size_t i = 0; i < sizeof NAMES / sizeof NAMES[0]; i++) {
+        const char *value = getenv(NAMES[i]);
+
+        if (value != NULL && value[0] != '\0')
+            return true;
+    }
+    return s->options.conninfo[0] != '\0';
+}
+
+static void hint_at_servers(const Supervisor *s, Error *err)
+{
+    if (!s->linked_once && err->kind == ERROR_CONNECTION && err->hint[0] == '\0' && !is_server_named(s))
+        error_hint(err, "No server was named. --dsn names one; --embedded starts a private one to try "
+                        "things out.");
+}
+
 static void link_main(void *argument)
 {
     Supervisor *s = argument;
@@ -1103,6 +1124,7 @@ static void link_main(void *argument)
             give_up(s, &err);
             return;
         }
+        hint_at_servers(s, &err);
         log_trouble("no link to the database", &err);
         bell_wait(&s->link.lost, clock_deadline(jittered(backoff_us)));
         backoff_us = backoff_us * 2 > BACKOFF_MOST_US ? BACKOFF_MOST_US : backoff_us * 2;
