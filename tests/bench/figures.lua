@@ -40,10 +40,10 @@ local peers = {
     package = "lua-sql-postgres" },
   { "psycopg2", python and python .. " -c 'import psycopg2'",
     (python or "") .. " tests/bench/pairs.py %s %s psycopg2",
-    package = "python3-psycopg2" },
+    package = "python3-psycopg2", main = false },
   { "psycopg 3", python and python .. " -c 'import psycopg'",
     (python or "") .. " tests/bench/pairs.py %s %s psycopg",
-    package = "python3-psycopg" },
+    package = "python3-psycopg", main = false },
   { "Django, django-pglock's SQL", python and python .. " -c 'import psycopg2, django'",
     (python or "") .. " tests/bench/pairs.py %s %s django", package = "python3-django and python3-psycopg2" },
   { "django-pglock", python and python .. " -c 'import psycopg2, pglock'",
@@ -91,7 +91,8 @@ function figures.pairs()
     for _, mode in ipairs { "try", "timed" } do
       local list = sides(mode, "try", "> 0.95")
       for _, peer in ipairs(installed_peers()) do
-        list[#list + 1] = { peer[1], peer[3]:format(slice, mode), want = WANTS[mode][peer[1]] }
+        list[#list + 1] = { peer[1], peer[3]:format(slice, mode), want = WANTS[mode][peer[1]],
+          main = peer.main }
       end
       local name = mode == "try" and "try and release, pairs/s" or "timeout = 5s and release, pairs/s"
       bench.compare { what = name, where = where, sides = list, main = true,
@@ -172,7 +173,7 @@ function figures.process()
     bench.leave_out("psql: postgresql-client is not installed")
   end
   for _, peer in ipairs(installed_peers()) do
-    sides[#sides + 1] = { peer[1], (peer[3]:format(0, "once"):gsub("^", times(""))) }
+    sides[#sides + 1] = { peer[1], times(peer[3]:format(0, "once")), main = peer.main }
   end
   bench.compare { what = "a process that locks, releases, exits, ms", where = "one CPU", sides = sides,
     main = true }
@@ -252,7 +253,8 @@ function figures.look()
         local times = "tests/bench/times.sh 3 "
         bench.compare { what = what("lockkeeper tree"), where = "one CPU", sides = {
           { "ours", times .. bench.build .. "/lockkeeper tree" },
-          { "psql, reading pg_locks", times .. psql .. " -Xqc 'SELECT * FROM pg_locks' " .. quote(bench.url) },
+          { "psql, reading pg_locks", times .. psql .. " -Xqc 'SELECT * FROM pg_locks' "
+        .. quote(bench.url) },
         } }
       end
     end)
@@ -341,7 +343,9 @@ end
 
 function figures.runner()
   local seconds = at_most(15, 6)
-  bench.figure("due to first line, warm, ms", { serve("lag", 4, seconds)[1] }, { want = "< 20", main = true })
+  local warm = serve("lag", 4, seconds)
+  bench.figure("due to first line, warm, ms", { warm[1] }, { want = "< 20", main = true })
+  bench.figure("memory of a warm worker, MB", { warm[2] })
   bench.figure("due to first line, a process each, ms", { serve("lag", 0, seconds)[1] }, { want = "< 60" })
   local runs = {}
   for i = 1, at_most(3, 1) do
@@ -361,9 +365,6 @@ function figures.memory()
     bench.figure(what("memory of the supervisor, MB"), { numbers[2] },
       { want = count == 100000 and "< 300" or nil, main = count == 100000 })
     bench.figure(what("idle, % of a core"), { numbers[3] }, { want = "< 1" })
-    if i == 1 then
-      bench.figure("memory of a warm worker, MB", { numbers[4] })
-    end
     costs[i] = numbers[2]
   end
   bench.growth("memory of a supervisor with N jobs, MB", sizes, costs, "< 1.1")

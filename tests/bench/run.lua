@@ -68,6 +68,9 @@ end
 
 bench.cpus = tonumber(bench.output("nproc --all"))
 
+local load_before = bench.output("cut -d ' ' -f 1 /proc/loadavg"):match("%S+")
+local server_version = bench.output("\"$BENCH_BINDIR/postgres\" --version"):match("[%d.]+")
+
 --- Every process of the server, and those to come, on these CPUs: "0", or "all".
 function bench.pin_server(cpus)
   local list = cpus == "all" and ("0-%d"):format(bench.cpus - 1) or cpus
@@ -181,7 +184,7 @@ local PIN = { ["one CPU"] = "taskset -c 0 ", ["one each"] = "taskset -c 1 ", bot
 --- Compare what commands print. The first side is ours.
 ---@param spec { what: string, where?: string, sides: table[], rounds?: integer, main?: boolean,
 ---              cpu?: string, cpu_want?: string, total?: string }
----  a side is { name, command, want =, difference = }; cpu and total name rows of CPU time
+---  a side is { name, command, want =, difference =, main = }; cpu and total name rows of CPU time
 ---@return number ours  the median
 function bench.compare(spec)
   local where = spec.where or "both"
@@ -210,7 +213,8 @@ function bench.compare(spec)
       ratios[round] = side.difference and ours[round] - its[round] or ours[round] / its[round]
     end
     bench.row { what = spec.what, where = where, ours = median, beside = side[1], its = bench.spread(its),
-      values = ratios, difference = side.difference, want = side.want, main = spec.main or side.main }
+      values = ratios, difference = side.difference, want = side.want,
+      main = spec.main and side.main ~= false }
   end
   if #spec.sides == 1 then
     bench.figure(spec.what, ours, { where = where, want = spec.sides[1].want, main = spec.main })
@@ -222,7 +226,7 @@ function bench.compare(spec)
       ratios[round] = total[round] / its[round]
     end
     bench.row { what = spec.total, where = where, ours = bench.spread(total), beside = side[1],
-      its = bench.spread(its), values = ratios, main = spec.main }
+      its = bench.spread(its), values = ratios, main = spec.main and i == 2 }
   end
   -- The second one: CPU time a unit of the client alone.
   if spec.cpu then
@@ -286,6 +290,9 @@ local function write_readme()
   local rows = { "| " .. table.concat(HEAD, " | ", 1, 7) .. " |",
     "| --- | --- | --: | --- | --: | --: | --: |" }
   table.move(main_lines, 1, #main_lines, 3, rows)
+  rows[#rows + 1] = ""
+  rows[#rows + 1] = ("On %d CPUs, with PostgreSQL %s; when the run began, other work kept %s processes busy.")
+    :format(bench.cpus, server_version, load_before)
   file = assert(io.open("README.md", "w"))
   file:write(text:sub(1, first), table.concat(rows, "\n"), "\n", text:sub(last))
   file:close()

@@ -73,7 +73,7 @@ done
 for name in $(compgen -e); do
   case $name in PG* | LUA_* | LOCKKEEPER_*) unset "$name" ;; esac
 done
-export BENCH_BUILD=$build BENCH_WORK=$work
+export BENCH_BUILD=$build BENCH_WORK=$work BENCH_BINDIR=$bindir
 export BENCH_POSTMASTER BENCH_TCP
 BENCH_POSTMASTER=$(head -n 1 "$work/pg/data/postmaster.pid")
 BENCH_TCP="postgresql://postgres@127.0.0.1:$port/postgres"

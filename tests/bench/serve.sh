@@ -2,11 +2,12 @@
 # The runner as a whole, on the database of $DATABASE_URL; figures on stdout:
 #
 #   serve.sh BUILD WORK idle JOBS SECONDS   jobs of which none is due: seconds until they are served, MB of
-#                                           the supervisor, its share of a core in percent, MB of a worker
+#                                           the supervisor, its share of a core in percent
 #   serve.sh BUILD WORK lag WARM SECONDS    milliseconds from a slot to the job's first line, the median;
-#                                           WARM: how many processes wait for a run
+#                                           WARM: how many processes wait for a run; then MB of one
+#                                           of these, 0 where there is none
 #   serve.sh BUILD WORK runs COUNT          runs a second of an empty job, of a burst of COUNT, with 4 warm
-#                                           workers; then milliseconds of CPU time a run, server included
+#                                           workers
 set -euo pipefail
 build=$1 work=$2 what=$3 pid=
 shift 3
@@ -55,16 +56,15 @@ end
 LUA
     done
     start=$EPOCHREALTIME
-    serve "$work/idle" --warm 1
+    serve "$work/idle"
     served=$EPOCHREALTIME
     sleep 2
     before=$(ticks "$pid")
     sleep "$2"
     after=$(ticks "$pid")
-    worker=$(pgrep -P "$pid" -f ' work ' | head -n 1)
     awk -v a="$start" -v b="$served" -v t=$((after - before)) -v s="$2" -v hz="$(getconf CLK_TCK)" \
-      -v memory="$(megabytes "$pid" VmHWM)" -v worker="$(megabytes "${worker:-$pid}" VmRSS)" \
-      'BEGIN { printf "%.2f %s %.2f %s\n", b - a, memory, 100 * t / hz / s, worker }'
+      -v memory="$(megabytes "$pid" VmHWM)" \
+      'BEGIN { printf "%.2f %s %.2f\n", b - a, memory, 100 * t / hz / s }'
     ;;
   lag)
     cat >"$work/lag.lua" <<'LUA'
@@ -77,7 +77,9 @@ end
 LUA
     serve "$work/lag.lua" --workers 4 --warm "$1"
     sleep "$2"
+    worker=$(pgrep -P "$pid,$(pgrep -d, -P "$pid")" -f ' work ' | head -n 1 || true)
     sed -n 's/^.*msg=\([0-9.]*\) .*$/\1/p' "$work/serve.log" | tail -n +7 | median
+    if [ -n "$worker" ]; then megabytes "$worker" VmRSS; else echo 0; fi
     ;;
   runs)
     cat >"$work/burst.lua" <<LUA
