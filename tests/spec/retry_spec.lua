@@ -379,7 +379,7 @@ describe("retry", function()
     usage("the last argument must be a function, not a nil", db.retry, db, {})
     usage("the last argument must be a function, not a nil", db.retry, db)
     usage("the last argument must be a function, not a string", db.retry, db, {}, "x")
-    usage("no session named", lock.retry, { using = "nowhere" }, print)
+    usage("no session named", lock.retry, { using = "retry-nowhere" }, print)
   end)
 
   it("takes the session by using, as an object or a name", function()

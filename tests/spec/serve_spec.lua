@@ -495,7 +495,9 @@ describe("lockkeeper serve", function()
     write(path, LIBRARY .. 'lock.job("a", { every = "1s", run = function() return "new" end })')
     child:signal("HUP")
     await_runs("a", "state = 'succeeded' and result::text = '\"new\"'")
-    assert.equal(0, value("select count(*) from lockkeeper.run where state in ('failed', 'lost')"))
+    -- A run that is begun between a file's change and the signal is refused, by the file's SHA-256.
+    assert.equal(0, value("select count(*) from lockkeeper.run where state = 'lost'"
+      .. " or state = 'failed' and reason is distinct from 'load'"))
   end)
 
   it("runner.md 24: SIGHUP: a folder that is away, or empty, keeps its old jobs, too", function()
@@ -554,8 +556,8 @@ describe("lockkeeper serve", function()
         { env = { DATABASE_URL = t.conninfo { dbname = DATABASE, user = "serve_app" } } })
       db:exec("revoke insert on lockkeeper.run from serve_app")
       await_text(child, 'msg="slots could not be claimed" error="this role may not read and write')
-      assert.matches('hint="GRANT USAGE ON SCHEMA lockkeeper TO serve_app; GRANT SELECT, INSERT', child:stderr(),
-        1, true)
+      assert.matches('hint="GRANT USAGE ON SCHEMA lockkeeper TO serve_app; GRANT SELECT', child:stderr(), 1,
+        true)
       db:exec(grant)
       await_text(child, 'msg="it is over" trouble="slots could not be claimed"')
       db:exec("alter schema lockkeeper rename to away")
@@ -592,7 +594,8 @@ describe("lockkeeper serve", function()
     ]]), "--log-format", "json")
     local a, b = await_runs("a", "state = 'succeeded'")[1], await_runs("b", "state = 'succeeded'")[1]
     local lines = {}
-    for line in child:stderr():gmatch("[^\n]+") do
+    local log = ("\n" .. child:stderr()):gsub("\n==%d+==[^\n]*", "") -- what a sanitizer warns of is no JSON
+    for line in log:gmatch("[^\n]+") do
       local fields = core.json.decode(line)
       lines[fields.msg] = fields
     end
