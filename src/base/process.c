@@ -130,19 +130,33 @@ typedef struct {
 
 /* Pids, a bit each. Static, since a stack or a heap after fork has no room for them. */
 typedef struct {
+    int first, end; /* other words than these are 0; 0, 0: all are */
     uint64_t words[PID_LIMIT / 64];
 } PidSet;
 
 static void pid_set_add(PidSet *set, pid_t pid)
 {
-    if (pid > 0 && pid < PID_LIMIT)
-        set->words[pid / 64] |= UINT64_C(1) << (pid % 64);
+    int word = pid / 64;
+
+    if (pid <= 0 || pid >= PID_LIMIT)
+        return;
+    if (word < set->first || set->end == 0)
+        set->first = word;
+    if (word >= set->end)
+        set->end = word + 1;
+    set->words[word] |= UINT64_C(1) << (pid % 64);
 }
 
 static void pid_set_remove(PidSet *set, pid_t pid)
 {
     if (pid > 0 && pid < PID_LIMIT)
         set->words[pid / 64] &= ~(UINT64_C(1) << (pid % 64));
+}
+
+static void pid_set_clear(PidSet *set)
+{
+    memset(set->words + set->first, 0, (size_t)(set->end - set->first) * sizeof set->words[0]);
+    set->first = set->end = 0;
 }
 
 static bool pid_set_has(const PidSet *set, pid_t pid)
@@ -154,8 +168,13 @@ static bool pid_set_has(const PidSet *set, pid_t pid)
 static pid_t pid_set_above(const PidSet *set, pid_t pid)
 {
     uint64_t mask = ~UINT64_C(0) << (pid + 1) % 64;
+    int word = (pid + 1) / 64;
 
-    for (int word = (pid + 1) / 64; word < PID_LIMIT / 64; word++) {
+    if (word < set->first) {
+        word = set->first;
+        mask = ~UINT64_C(0);
+    }
+    for (; word < set->end; word++) {
         if ((set->words[word] & mask) != 0)
             return word * 64 + __builtin_ctzll(set->words[word] & mask);
         mask = ~UINT64_C(0);
@@ -167,8 +186,13 @@ static pid_t pid_set_above(const PidSet *set, pid_t pid)
 static pid_t pid_set_below(const PidSet *set, pid_t pid)
 {
     uint64_t mask = ~UINT64_C(0) >> (63 - (pid - 1) % 64);
+    int word = (pid - 1) / 64;
 
-    for (int word = (pid - 1) / 64; word >= 0 && pid > 1; word--) {
+    if (word >= set->end) {
+        word = set->end - 1;
+        mask = ~UINT64_C(0);
+    }
+    for (; word >= set->first && pid > 1; word--) {
         if ((set->words[word] & mask) != 0)
             return word * 64 + 63 - __builtin_clzll(set->words[word] & mask);
         mask = ~UINT64_C(0);
@@ -327,8 +351,8 @@ static pid_t family_list(const Family *family)
     pid_t highest = 0;
     ssize_t length;
 
-    memset(&listed, 0, sizeof listed);
-    memset(&found, 0, sizeof found);
+    pid_set_clear(&listed);
+    pid_set_clear(&found);
     lseek(family->proc, 0, SEEK_SET);
     while ((length = getdents64(family->proc, listing, sizeof listing)) > 0) {
         for (ssize_t at = 0; at < length;) {
@@ -365,7 +389,7 @@ static bool family_signal(const Family *family, int signo, Choice choice)
     bool fresh = false;
 
     if (choice == OLDEST_FIRST)
-        memset(&strangers, 0, sizeof strangers);
+        pid_set_clear(&strangers);
     if (family->head > 0 && choice != NEW_ORPHANS)
         fresh = family_signal_one(family, family->head, signo, choice);
     for (;;) {
@@ -1113,8 +1137,8 @@ void process_spare_strays(void)
 {
     Family family = {.proc = -1};
 
-    memset(&spared, 0, sizeof spared);
-    memset(&strangers, 0, sizeof strangers);
+    pid_set_clear(&spared);
+    pid_set_clear(&strangers);
     if (!has_children()) {
         prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0);
     } else if (family_open(&family)) {
