@@ -35,12 +35,20 @@ static const char WHO_SQL[] = "SELECT pg_catalog.pg_backend_pid(),"
 /* clang-format on */
 static const char SETTINGS_SQL[] = SETTINGS;
 
-/* DISCARD ALL, but for the statements that we have prepared and their plans. */
-static const char RENEW_SQL[] =
-    "CLOSE ALL; SET SESSION AUTHORIZATION DEFAULT; RESET ALL; UNLISTEN *;"
-    " SELECT pg_catalog.pg_advisory_unlock_all(); DISCARD TEMP; DISCARD SEQUENCES; " SETTINGS ";"
-    " SELECT NOT EXISTS (SELECT FROM pg_catalog.pg_prepared_statements p"
-    "   WHERE NOT pg_catalog.starts_with(p.name, 'lockkeeper_'))";
+/* DISCARD ALL, but for the statements that we have prepared and their plans; the last says whether others
+ * are there. */
+static const char *const RENEW_SQL[] = {
+    "CLOSE ALL",
+    "SET SESSION AUTHORIZATION DEFAULT",
+    "RESET ALL",
+    "UNLISTEN *",
+    "DISCARD TEMP",
+    "DISCARD SEQUENCES",
+    SETTINGS ", pg_catalog.pg_advisory_unlock_all()",
+    "SELECT NOT EXISTS (SELECT FROM pg_catalog.pg_prepared_statement() p"
+    "   WHERE NOT pg_catalog.starts_with(p.name, 'lockkeeper_'))",
+};
+enum { RENEW_COUNT = sizeof RENEW_SQL / sizeof RENEW_SQL[0] };
 
 static char *copy_text(const char *text)
 {
@@ -248,16 +256,20 @@ bool session_keeps_state(const Session *session)
 
 bool session_renew(Session *session, bool *renewed, Error *err)
 {
-    PGresult *result = session_script(session, RENEW_SQL, err);
+    Statement statements[RENEW_COUNT];
+    PGresult *results[RENEW_COUNT];
     PGnotify *news;
+    bool ok;
 
-    if (result == NULL)
-        return false;
-    *renewed = PQgetvalue(result, 0, 0)[0] == 't';
-    PQclear(result);
-    while ((news = PQnotifies(session->conn)) != NULL)
+    for (int i = 0; i < RENEW_COUNT; i++)
+        statements[i] = (Statement){.sql = RENEW_SQL[i], .constant = true};
+    ok = session_pipeline(session, statements, RENEW_COUNT, results, WAIT_NORMAL, err);
+    *renewed = ok && PQgetvalue(results[RENEW_COUNT - 1], 0, 0)[0] == 't';
+    for (int i = 0; i < RENEW_COUNT; i++)
+        PQclear(results[i]);
+    while (ok && (news = PQnotifies(session->conn)) != NULL)
         PQfreemem(news);
-    return true;
+    return ok;
 }
 
 static char forbidden[256];
