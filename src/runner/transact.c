@@ -5,6 +5,7 @@
 /* clang-format off */
 #define SET(name, value) "pg_catalog.set_config('" name "', '" value "', true)"
 #define SETTINGS                                                                                   \
+    "pg_catalog.set_config('role', NULL, true), "                                                  \
     SET("search_path", "pg_catalog, pg_temp") ", "                                                 \
     SET("lock_timeout", "10s") ", "                                                                \
     SET("statement_timeout", "60s") ", "                                                           \
@@ -36,17 +37,15 @@ static const char *const SETTINGS_SQL[] = {
                       SET("plan_cache_mode", "force_generic_plan"),
 };
 
-static const char ROLE_SQL[] = "SET LOCAL role TO DEFAULT";
 static const char COMMIT_SQL[] = "COMMIT";
 
-enum { BEGIN, ROLE, SETTING, WORK, COMMIT, COUNT };
+enum { BEGIN, SETTING, WORK, COMMIT, COUNT };
 
 PGresult *transact(Session *session, const Statement *statement, TransactKind kind, WaitMode mode,
                    Error *err)
 {
     Statement statements[COUNT] = {
         [BEGIN] = {.sql = BEGIN_SQL[kind], .constant = true},
-        [ROLE] = {.sql = ROLE_SQL, .constant = true},
         [SETTING] = {.sql = SETTINGS_SQL[kind], .constant = true},
         [WORK] = *statement,
         [COMMIT] = {.sql = COMMIT_SQL, .constant = true},
