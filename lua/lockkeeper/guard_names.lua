@@ -4,6 +4,11 @@ local core = require "lockkeeper.core"
 
 local guard_names = {}
 
+-- Can the table hold it?
+local function is_text(id)
+  return type(id) == "string" and utf8.len(id) ~= nil and not id:find("\0", 1, true)
+end
+
 local function part_of(key, name)
   local classid, objid, objsubid
   if type(key) == "table" then
@@ -11,24 +16,24 @@ local function part_of(key, name)
   else
     classid, objid, objsubid = core.key_parts(key)
   end
-  return { classid = classid, objid = objid, objsubid = objsubid, name = name }
+  return { classid, objid, objsubid, name }
 end
 
 --- Of the guards that were given a name, on one session; of a semaphore its slot's.
 ---@param plan PlannedGuard[]
 ---@param held { planned: PlannedGuard, guard: Guard }[]
 ---@param session Session
----@return { classid: integer, objid: integer, objsubid: integer, name: string }[]
+---@return table[]  { classid, objid, objsubid, name } each
 function guard_names.of(plan, held, session)
   local names = {}
   for _, planned in ipairs(plan) do
-    if planned.session == session and planned.key and type(planned.id) == "string" then
+    if planned.session == session and planned.key and is_text(planned.id) then
       names[#names + 1] = part_of(planned.key, planned.id)
     end
   end
   for _, entry in ipairs(held) do
     local planned, guard = entry.planned, entry.guard
-    if planned.session == session and not planned.key and type(guard.id) == "string" then
+    if planned.session == session and not planned.key and is_text(guard.id) then
       names[#names + 1] = part_of(guard.key, guard.id)
     end
   end

@@ -106,27 +106,20 @@ end
 -- What this process has named already.
 local named = {}
 
---- Names for the keys of its guards, for ls and audits: a help, and no more.
+--- Names for the keys of its guards, for ls and audits: the supervisor writes them.
 ---@param plan PlannedGuard[]
 ---@param held { planned: PlannedGuard, guard: Guard }[]
 function Ledger:name_locks(plan, held)
-  local new, words = {}, {}
+  local new = {}
   for _, name in ipairs(guard_names.of(plan, held, self.session)) do
-    local word = ("%d:%d:%d:%s"):format(name.classid, name.objid, name.objsubid, name.name)
+    local word = ("%d:%d:%d:%s"):format(table.unpack(name))
     if not named[word] then
-      new[#new + 1], words[#words + 1] = name, word
+      named[word] = true
+      new[#new + 1] = name
     end
   end
-  if #new == 0 then
-    return
-  end
-  local ok, err = pcall(core.store_name_locks, self.session, new)
-  if not ok then
-    core.log("debug", "names of locks: " .. tostring(type(err) == "table" and err.message or err), {}, {})
-    return
-  end
-  for _, word in ipairs(words) do
-    named[word] = true
+  if #new > 0 then
+    self.say { names = new }
   end
 end
 

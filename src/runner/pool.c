@@ -510,6 +510,7 @@ static void accompany(Worker *worker, bool *reusable)
         }
         if ((part = json_object_get(message, "running")) != NULL)
             note_running(run, part);
+        namer_add(worker->pool->spec.namer, json_object_get(message, "names"));
         if ((part = json_object_get(message, "ended")) != NULL) {
             /* the signal may still be on its way */
             *reusable = json_is_true(json_object_get(part, "reusable")) && !run->told;

@@ -11,6 +11,7 @@
 #include "runner/job.h"
 #include "runner/link.h"
 #include "runner/metrics.h"
+#include "runner/namer.h"
 
 typedef struct {
     int workers;
@@ -18,6 +19,7 @@ typedef struct {
     const json_t *settings; /* for worker processes; borrowed */
     Link *link;
     Metrics *metrics;     /* may be NULL */
+    Namer *namer;
     Bell *freed;          /* rung when a worker is free again */
     Bell *lost;           /* rung when a run was lost: rows are to be looked at */
     Bell *counted;        /* rung when a run has ended from whose end the next slot is counted */

@@ -1434,18 +1434,20 @@ static void release(Supervisor *s)
 static void serve(Supervisor *s)
 {
     Error err;
+    Namer *namer = namer_new(&s->link, &err);
     PoolSpec spec = {
         .workers = s->options.workers,
         .warm = s->options.warm,
         .settings = s->settings,
         .link = &s->link,
         .metrics = s->metrics,
+        .namer = namer,
         .freed = &s->take,
         .lost = &s->look,
         .counted = &s->count,
     };
 
-    s->pool = pool_new(&spec, &err);
+    s->pool = namer == NULL ? NULL : pool_new(&spec, &err);
     if (s->pool == NULL || !start_concerns(s, &err)) {
         log_trouble("not served", &err);
         s->exit_code = EXIT_FAILURE;
@@ -1457,6 +1459,7 @@ static void serve(Supervisor *s)
         drain(s);
     end_concerns(s);
     pool_free(s->pool);
+    namer_free(namer);
     link_close(&s->link, true);
     if (s->exit_code == 0)
         log_printf(LOG_INFO, "ended");
