@@ -218,10 +218,14 @@ static bool defer_key_statement(Session *session, const char *sql, const LockKey
         text_integer(texts[0], key->pair ? key->first : key->key),
         text_integer(texts[1], key->second),
     };
-    const Oid *types = key->pair ? (const Oid[]){OID_INT4, OID_INT4} : (const Oid[]){OID_INT8};
+    Statement statement = {
+        .sql = sql,
+        .count = key->pair ? 2 : 1,
+        .types = key->pair ? (const Oid[]){OID_INT4, OID_INT4} : (const Oid[]){OID_INT8},
+        .values = values,
+    };
 
-    return session_defer(session, DEFER_USABLE, sql, types, values, key->pair ? 2 : 1, done,
-                         context);
+    return session_defer(session, DEFER_USABLE, &statement, done, context);
 }
 
 /* ---- acquiring ------------------------------------------------------------------------------- */

@@ -5,6 +5,7 @@
 #include "locks/advisory.h"
 #include "pg/type.h"
 
+#include <endian.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -82,54 +83,89 @@ static int kind_of(const AllEntry *lock)
     return (lock->key.pair ? PAIR : BIGINT) + (lock->shared ? BIGINT_SHARED : BIGINT);
 }
 
-/* Some locks as two array literals; lives as long as the statement that uses it. */
+/* Some locks as two arrays in binary format; lives as long as the statement that uses it. */
 typedef struct {
     char *memory;
     const char *values[2];
+    int lengths[2];
     int kind; /* of all, or MIXED */
 } ArrayParameters;
 
+static char *append_int2(char *out, int value)
+{
+    uint16_t network = htobe16((uint16_t)value);
+
+    return (char *)memcpy(out, &network, sizeof network) + sizeof network;
+}
+
+static char *append_int4(char *out, uint32_t value)
+{
+    uint32_t network = htobe32(value);
+
+    return (char *)memcpy(out, &network, sizeof network) + sizeof network;
+}
+
+static char *append_int8(char *out, uint64_t value)
+{
+    uint64_t network = htobe64(value);
+
+    return (char *)memcpy(out, &network, sizeof network) + sizeof network;
+}
+
+/* As array_recv has it: dimensions, nulls, the elements' type, length and lower bound. */
+enum { ARRAY_HEAD_SIZE = 5 * 4, KEY_SIZE = 4 + 8, KIND_SIZE = 4 + 2 };
+
+static char *append_head(char *out, Oid type, int count)
+{
+    out = append_int4(out, 1);
+    out = append_int4(out, 0);
+    out = append_int4(out, type);
+    out = append_int4(out, (uint32_t)count);
+    return append_int4(out, 1);
+}
+
 static bool arrays_new(ArrayParameters *p, const AllEntry *locks, int count, Error *err)
 {
-    size_t keys_size = (size_t)count * TEXT_INTEGER_SIZE + 3;
     char *out;
 
-    p->memory = malloc(keys_size + (size_t)count * 2 + 3);
+    p->lengths[0] = ARRAY_HEAD_SIZE + count * KEY_SIZE;
+    p->lengths[1] = ARRAY_HEAD_SIZE + count * KIND_SIZE;
+    p->memory = malloc((size_t)p->lengths[0] + (size_t)p->lengths[1]);
     if (p->memory == NULL)
         return error_set(err, ERROR_SQL, "out of memory");
-    out = p->memory;
-    p->values[0] = out;
+    p->values[0] = p->memory;
+    p->values[1] = p->memory + p->lengths[0];
+    p->kind = kind_of(&locks[0]);
+    out = append_head(p->memory, TYPE_INT8, count);
     for (int i = 0; i < count; i++) {
         const LockKey *key = &locks[i].key;
-        uint64_t number = key->pair ? (uint64_t)(uint32_t)key->first << 32 | (uint32_t)key->second
-                                    : (uint64_t)key->key;
 
-        *out++ = i == 0 ? '{' : ',';
-        text_integer(out, (int64_t)number);
-        out += strlen(out);
+        out = append_int4(out, 8);
+        out = append_int8(out, key->pair ? (uint64_t)(uint32_t)key->first << 32 | (uint32_t)key->second
+                                         : (uint64_t)key->key);
     }
-    memcpy(out, "}", 2);
-    out += 2;
-    p->values[1] = out;
-    p->kind = kind_of(&locks[0]);
+    out = append_head(out, TYPE_INT2, count);
     for (int i = 0; i < count; i++) {
         int kind = kind_of(&locks[i]);
 
-        *out++ = i == 0 ? '{' : ',';
-        *out++ = (char)('0' + kind);
+        out = append_int4(out, 2);
+        out = append_int2(out, kind);
         if (kind != p->kind)
             p->kind = MIXED;
     }
-    memcpy(out, "}", 2);
     return true;
 }
 
 static Statement array_statement(const char *sql, const ArrayParameters *p, bool unprepared)
 {
+    static const int BINARY[] = {1, 1};
+
     return (Statement){.sql = sql,
                        .count = 2,
                        .types = TYPES,
                        .values = p->values,
+                       .lengths = p->lengths,
+                       .formats = BINARY,
                        .unprepared = unprepared,
                        .constant = true};
 }
@@ -308,11 +344,13 @@ static void dropped(void *context, const PGresult *result)
 static void give_back_later(Session *session, const AllEntry *locks, int count)
 {
     ArrayParameters p;
+    Statement statement;
     Error ignored;
 
     if (!arrays_new(&p, locks, count, &ignored))
         return;
-    session_defer(session, DEFER_USABLE, DROP_SQL, TYPES, p.values, 2, dropped, NULL);
+    statement = array_statement(DROP_SQL, &p, true);
+    session_defer(session, DEFER_USABLE, &statement, dropped, NULL);
     free(p.memory);
 }
 
@@ -693,9 +731,10 @@ static bool release(AllLocks *locks, const ArrayParameters *p, Error *err)
     PGTransactionStatusType status = session_transaction(session);
 
     if (must_wait(session)) {
+        Statement statement = kind_statement(UNLOCK_SQL, p, true);
+
         locks->released = true;
-        return session_defer(session, DEFER_USABLE, UNLOCK_SQL[p->kind], TYPES, p->values,
-                             p->kind == MIXED ? 2 : 1, released_late, locks->hold) ||
+        return session_defer(session, DEFER_USABLE, &statement, released_late, locks->hold) ||
                error_set(err, ERROR_SQL, "out of memory");
     }
     if (status == PQTRANS_INTRANS)

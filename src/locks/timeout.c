@@ -69,7 +69,9 @@ static void restored_late(void *context, const PGresult *result)
 static bool restore_later(Session *session, DeferUntil until, const char *sql,
                           const char *const *values, int count, Error *err)
 {
-    return session_defer(session, until, sql, TEXTS, values, count, restored_late, NULL) ||
+    Statement statement = {.sql = sql, .count = count, .types = TEXTS, .values = values};
+
+    return session_defer(session, until, &statement, restored_late, NULL) ||
            error_set(err, ERROR_SQL, "out of memory");
 }
 

@@ -230,11 +230,12 @@ void session_let_go(SessionHold *hold);
 
 /*
  * Run a statement as soon as the session can take it (at once if it can now), because now its
- * transaction has failed, or is open. `sql` is a constant; `values` (at most 2) are copied. `done`
- * is called with its result (NULL: it failed, or will never run since the session ended).
+ * transaction has failed, or is open. Its text is a constant; its values (at most 2, none NULL) are
+ * copied. `done` is called with its result (NULL: it failed, or will never run since the session
+ * ended).
  */
-bool session_defer(Session *session, DeferUntil until, const char *sql, const Oid *types,
-                   const char *const *values, int count, StatementDone *done, void *context);
+bool session_defer(Session *session, DeferUntil until, const Statement *statement,
+                   StatementDone *done, void *context);
 
 /*
  * Send a statement now and read its reply at the session's next use, or when it is settled or

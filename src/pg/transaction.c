@@ -136,6 +136,7 @@ struct Deferred {
     int count;
     Oid types[DEFERRED_VALUES];
     char *values[DEFERRED_VALUES]; /* owned */
+    int lengths[DEFERRED_VALUES], formats[DEFERRED_VALUES];
     StatementDone *done;
     void *context;
 };
@@ -176,6 +177,8 @@ static void run_one(Session *session, Deferred *deferred)
         .count = deferred->count,
         .types = deferred->types,
         .values = (const char *const *)deferred->values,
+        .lengths = deferred->lengths,
+        .formats = deferred->formats,
         .unprepared = true,
     };
     Error err;
@@ -194,22 +197,34 @@ static void run_one(Session *session, Deferred *deferred)
     deferred_free(deferred);
 }
 
-bool session_defer(Session *session, DeferUntil until, const char *sql, const Oid *types,
-                   const char *const *values, int count, StatementDone *done, void *context)
+static bool copy_value(Deferred *deferred, int i, const Statement *statement)
+{
+    bool binary = statement->formats != NULL && statement->formats[i] != 0;
+    size_t size = binary ? (size_t)statement->lengths[i] : strlen(statement->values[i]) + 1;
+
+    deferred->types[i] = statement->types[i];
+    deferred->formats[i] = binary;
+    deferred->lengths[i] = (int)size;
+    deferred->values[i] = malloc(size);
+    if (deferred->values[i] != NULL)
+        memcpy(deferred->values[i], statement->values[i], size);
+    return deferred->values[i] != NULL;
+}
+
+bool session_defer(Session *session, DeferUntil until, const Statement *statement,
+                   StatementDone *done, void *context)
 {
     Deferred *deferred = calloc(1, sizeof *deferred);
 
     if (deferred == NULL)
         return false;
     deferred->until = until;
-    deferred->sql = sql;
-    deferred->count = count;
+    deferred->sql = statement->sql;
+    deferred->count = statement->count;
     deferred->done = done;
     deferred->context = context;
-    for (int i = 0; i < count; i++) {
-        deferred->types[i] = types[i];
-        deferred->values[i] = strdup(values[i]);
-        if (deferred->values[i] == NULL) {
+    for (int i = 0; i < deferred->count; i++) {
+        if (!copy_value(deferred, i, statement)) {
             deferred_free(deferred);
             return false;
         }
