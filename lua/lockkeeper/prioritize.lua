@@ -425,18 +425,23 @@ end
 -- Made before the signal, since what is waited for is told by the wait, which ends with it.
 local function new_record(state, action, target)
   local row = target.row or {}
-  local lock = lock_name(row) -- first: what is locked is asked for, and then all names at once
   local activity = row.blocking_activity or {}
   local chain = target.still_blocks or {}
   return {
-    at = core.now(), action = action, pid = target.pid,
-    user = activity.user, application_name = activity.application_name, query = activity.query,
-    state = activity.state, age = activity.xact_duration or activity.duration,
+    at = core.now(), action = action, pid = target.pid, query = activity.query, state = activity.state,
+    application_name = activity.application_name, age = activity.xact_duration or activity.duration,
     backend_start = target.backend_start,
     waiter_pid = chain[1] or row.pid, protected_pid = chain[#chain] or row.pid,
-    lock = lock, requested_mode = row.mode, held_mode = row.blocking_mode,
+    requested_mode = row.mode, held_mode = row.blocking_mode,
     waited = row.wait_duration, dry_run = state.dry_run or nil,
   }
+end
+
+-- After the signal, since names are looked up for that.
+local function add_names(record, target)
+  local row = target.row or {}
+  record.lock = lock_name(row)
+  record.user = row.blocking_activity and row.blocking_activity.user
 end
 
 local TEXTS = {
@@ -517,6 +522,7 @@ local function act(state, action, targets)
   })
   for i, outcome in ipairs(outcomes) do
     local target, record = targets[i], records[i]
+    add_names(record, target)
     for name, value in pairs(outcome) do
       record[name] = value
     end
@@ -662,17 +668,11 @@ local function rehearse(state)
   kill.signal(state.side, state.action, { NOBODY }, { dry_run = state.dry_run })
 end
 
--- Twice, since statements are prepared when they are sent again, unless that would make the first look
--- late. Returns the seconds that are left until that.
+-- Returns the seconds that are left until the first look.
 local function prepare(state)
   local began = core.monotonic()
-  local function left()
-    return state.interval - (core.monotonic() - began)
-  end
-  if wait(state, rehearse, state) and left() > state.interval / 2 then
-    wait(state, rehearse, state)
-  end
-  return math.max(left(), PAUSE_MIN)
+  wait(state, rehearse, state)
+  return math.max(state.interval - (core.monotonic() - began), PAUSE_MIN)
 end
 
 local function run(state)
@@ -839,6 +839,7 @@ local function open(session, options)
     error(err, 0)
   end
   state.side = core.beside(state.session)
+  core.prepare_at_once(state.side)
   state.actions, state.told, state.settled, state.left_alone = {}, {}, {}, {}
   state.killed, state.kills, state.cancelled_at = {}, 0, {}
   state.failures = 0

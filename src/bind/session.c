@@ -328,6 +328,13 @@ static void refuse_kept(lua_State *L, const SessionObject *object, const char *v
     args_raise(L, &err);
 }
 
+/* prepare_at_once(session): its statements are prepared when they are sent for the first time */
+static int core_prepare_at_once(lua_State *L)
+{
+    bind_session_check(L, 1)->cache.eager = true;
+    return 0;
+}
+
 /* is_clean(session): has its user left nothing open or held on it? */
 static int core_is_clean(lua_State *L)
 {
@@ -1108,6 +1115,7 @@ static const luaL_Reg FUNCTIONS[] = {
     {"name_session", core_name_session},
     {"keep_session", core_keep_session},
     {"connected_sessions", core_connected_sessions},
+    {"prepare_at_once", core_prepare_at_once},
     {"is_clean", core_is_clean},
     {"renew", core_renew},
     {"ident", lock_ident},

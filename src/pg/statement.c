@@ -74,7 +74,7 @@ static CachedStatement *find_by_text(StatementCache *cache, const Statement *sta
         else if (cached->last_use < oldest->last_use)
             oldest = cached;
     }
-    *seen_before = found != NULL;
+    *seen_before = found != NULL || cache->eager;
     if (found == NULL) {
         discard(cache, oldest);
         empty_place(oldest);

@@ -1,7 +1,7 @@
 /*
  * A statement to send, and what a session remembers of the statements it has sent.
  *
- * A statement is prepared on the server when it is sent for the second time. At most
+ * A statement is prepared on the server when it is sent for the second time, or at once. At most
  * STATEMENT_CACHE_SIZE are kept a session; the one not used for longest gives way.
  */
 #ifndef LOCKKEEPER_PG_STATEMENT_H
@@ -53,12 +53,13 @@ typedef struct {
      * than places, so that there is room for those of all places at any time. */
     uint64_t garbage[2 * STATEMENT_CACHE_SIZE];
     int garbage_count;
+    bool eager;    /* prepare what is sent for the first time, too */
     bool changing; /* the open transaction has DDL, whose plans may not outlive it: prepare none */
 } StatementCache;
 
 /*
- * The statement's place, made where there is none; *seen_before tells which. NULL where it is not
- * to be kept (unprepared, too long, out of memory). Valid until the next call.
+ * The statement's place, made where there is none; *seen_before tells which (true of all that are
+ * to be prepared at once). NULL where it is not to be kept (unprepared, too long, out of memory). Valid until the next call.
  */
 CachedStatement *statement_cache_find(StatementCache *cache, const Statement *statement,
                                       bool *seen_before);
