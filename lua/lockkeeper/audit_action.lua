@@ -102,14 +102,17 @@ local function why_untouched(definition, target, own, marked)
   end
 end
 
-local DONE = { cancel = "cancelled the statement of %s", terminate = "terminated %s" }
+local DONE = {
+  signalled = { cancel = "cancelled the statement of %s", terminate = "terminated %s" },
+  dry_run = { cancel = "would cancel the statement of %s", terminate = "would terminate %s" },
+}
 
 local function tell(definition, target, outcome)
   local activity, finding = target.activity or {}, target.finding
-  local is_done = outcome.result == "signalled"
-  local text = (is_done and DONE[outcome.action] or "could not " .. outcome.action .. " %s"):format(
+  local done = DONE[outcome.result]
+  local text = (done and done[outcome.action] or "could not " .. outcome.action .. " %s"):format(
     target.pid and ("pid %d"):format(target.pid) or "a prepared transaction")
-  log(is_done and outcome.ended ~= false and "info" or "warning", text, {
+  log(done and outcome.ended ~= false and "info" or "warning", text, {
     { "audit", definition.name }, { "action", outcome.action }, { "result", outcome.result },
     { "pid", target.pid }, { "gid", activity.gid }, { "user", activity.user },
     { "application", activity.application_name }, { "state", activity.state },
@@ -127,8 +130,9 @@ end
 ---@param a AuditSnapshot
 ---@param findings Finding[]
 ---@param problems string[]
+---@param dry_run? boolean             ask all that is asked, but touch nobody
 ---@return KillOutcome[]
-function audit_action.run(session, definition, a, findings, problems)
+function audit_action.run(session, definition, a, findings, problems, dry_run)
   local action = type(definition.action) == "function" and "terminate" or definition.action
   local wanted = targets_of(definition, findings, a, problems)
   if #wanted == 0 then
@@ -149,7 +153,7 @@ function audit_action.run(session, definition, a, findings, problems)
         targets[#targets + 1] = target
       end
     end
-    local outcomes = kill.signal(side, action, targets)
+    local outcomes = kill.signal(side, action, targets, { dry_run = dry_run })
     for i, outcome in ipairs(outcomes) do
       targets[i].finding.outcome = outcome
       tell(definition, targets[i], outcome)

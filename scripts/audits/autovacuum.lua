@@ -12,7 +12,7 @@ lock.audit("autovacuum", {
     local findings, seen = {}, {}
     for _, edge in ipairs(a:graph():edges()) do
       local waiter, waited = edge.lock.activity, edge.waited or 0
-      local table_name = ("%s.%s"):format(edge.lock.schema or "?", edge.lock.relation or "?")
+      local table_name = (edge.lock.schema and edge.lock.schema .. "." or "") .. (edge.lock.relation or "?")
       if waiter.backend_type == "autovacuum worker" and waited >= BLOCKED and not seen[edge.waiter_pid] then
         seen[edge.waiter_pid] = true
         findings[#findings + 1] = {

@@ -8,6 +8,11 @@ local lock = require "lockkeeper"
 
 local LONG = 10 -- seconds
 
+-- The oid alone where its name could not be read.
+local function table_name(row)
+  return (row.schema and row.schema .. "." or "") .. (row.relation or "?")
+end
+
 lock.audit("ddl-without-lock-timeout", {
   every = "30s",
   description = "A statement that needs a strong lock on a table waits for it without a short lock_timeout.",
@@ -21,9 +26,9 @@ lock.audit("ddl-without-lock-timeout", {
       if waited >= LONG then
         findings[#findings + 1] = {
           row = row,
-          message = ("pid %d (%s, %s) has waited %.0f s for %s on %s.%s: it has no lock_timeout that helps")
+          message = ("pid %d (%s, %s) has waited %.0f s for %s on %s: it has no lock_timeout that helps")
             :format(row.pid, row.activity.user or "?", row.activity.application_name or "?", waited, row.mode,
-            row.schema or "?", row.relation or "?"),
+            table_name(row)),
         }
       end
     end

@@ -5,6 +5,11 @@ local lock = require "lockkeeper"
 local MANY = 10 -- sessions behind the request
 local LONG = 30 -- seconds that it has waited
 
+-- The oid alone where its name could not be read.
+local function table_name(row)
+  return (row.schema and row.schema .. "." or "") .. (row.relation or "?")
+end
+
 lock.audit("pile-up", {
   every = "10s",
   description = "A request for ACCESS EXCLUSIVE waits for those who use the table, and all who come after it "
@@ -31,9 +36,9 @@ lock.audit("pile-up", {
         findings[#findings + 1] = {
           row = row, severity = (behind >= MANY or waited >= LONG) and "critical" or "warning",
           pid = pid,
-          message = ("pid %d (%s) has waited %.0f s for ACCESS EXCLUSIVE on %s.%s; %d %s behind it"):format(
-            pid, row.activity.application_name or "?", waited, row.schema or "?", row.relation or "?",
-            behind, behind == 1 and "session queues" or "sessions queue"),
+          message = ("pid %d (%s) has waited %.0f s for ACCESS EXCLUSIVE on %s; %d %s behind it"):format(
+            pid, row.activity.application_name or "?", waited, table_name(row), behind,
+            behind == 1 and "session queues" or "sessions queue"),
         }
       end
     end

@@ -39,6 +39,7 @@ audit.spec = {
     { "--list", key = "list", help = "name the audits, run none" },
     { "--audit", value = "NAME", key = "audit", list = true, help = "run only this one; may be repeated" },
     act_option,
+    { "--dry-run", key = "dry_run", help = "with --act: tell whom it would hit, and touch nobody" },
     { "--snapshot", value = "FILE", key = "snapshot",
       help = "look at what lockkeeper ls --all --format json has saved; no connection is needed" },
     { "--every", value = "D", key = "every", kind = "duration",
@@ -52,14 +53,39 @@ audit.spec = {
   own_config = true,
 }
 
--- Of Lua, while audits run.
+-- Of Lua, while audits run, or are loaded.
 local MEMORY_MAX = 1024 * 1024 * 1024
+
+-- In seconds: what a file that defines audits may take to load.
+local LOAD_MAX = 5
 
 -- Exit codes of monitoring plugins.
 local NAGIOS_UNKNOWN = 3
 
 ---------------------------------------------------------------------------------------------------
 -- which audits
+
+-- Within max_run seconds and MEMORY_MAX.
+local function bounded(max_run, fn)
+  host.memory_limit(MEMORY_MAX)
+  local results = table.pack(host.watched({}, { max_run = max_run }, fn))
+  host.memory_limit(nil)
+  return table.unpack(results, 1, results.n)
+end
+
+local function is_timed_out(err)
+  return type(err) == "table" and err.kind == "timed_out"
+end
+
+-- What a file raises while it is loaded means that it does not load.
+local function raise_unloaded(path, err)
+  if is_timed_out(err) then
+    failure.unloaded(("%s is not loaded within %d s"):format(path, LOAD_MAX))
+  elseif failure.is_ours(err) or failure.is_words(err) or host.interrupted() then
+    error(err, 0)
+  end
+  failure.unloaded(failure.text(err), type(err) == "table" and err.traceback or nil)
+end
 
 local function load_file(path)
   local file, reason = io.open(path, "rb")
@@ -70,11 +96,11 @@ local function load_file(path)
   local chunk = script.load(file, path, "@" .. path)
   local earlier = core.forbid(files.FORBIDDEN)
   definition.begin(path)
-  local ok, err = xpcall(chunk, failure.caught)
+  local ok, err = bounded(LOAD_MAX, chunk)
   core.forbid(earlier)
   if not ok then
     definition.abandon()
-    error(err, 0)
+    raise_unloaded(path, err)
   end
   return definition.finish().audits
 end
@@ -163,14 +189,12 @@ end
 ---@field audit AuditDefinition
 ---@field failed? string
 
--- Within max_run and MEMORY_MAX; what the audit prints goes to the log.
-local function bounded(wanted, fn)
+-- What the audit prints goes to the log.
+local function watched(wanted, fn)
   local captured = output.begin("log")
-  host.memory_limit(MEMORY_MAX)
-  local results = table.pack(host.watched({}, { max_run = wanted.max_run }, fn))
-  host.memory_limit(nil)
+  local ok, round = bounded(wanted.max_run, fn)
   captured:finish()
-  return table.unpack(results, 1, results.n)
+  return ok, round
 end
 
 -- What ends the whole, and not one audit only.
@@ -179,7 +203,7 @@ local function is_fatal(err)
 end
 
 local function failed_text(wanted, err)
-  if type(err) == "table" and err.kind == "timed_out" then
+  if is_timed_out(err) then
     return ("it took longer than %g s"):format(wanted.max_run)
   end
   return failure.text(err)
@@ -208,9 +232,9 @@ local function run_one(wanted, snapshot_of, book, values)
     error(a, 0)
   end
   local act = audit_action.is_allowed(values.act, wanted.name) and function(findings, problems)
-    audit_action.run(core.session(wanted.using), wanted, a, findings, problems)
+    audit_action.run(core.session(wanted.using), wanted, a, findings, problems, values.dry_run)
   end or nil
-  local found, round = bounded(wanted, function() return audits.round(wanted, a, book, act) end)
+  local found, round = watched(wanted, function() return audits.round(wanted, a, book, act) end)
   if found then
     round.audit = wanted
     round.failed = #round.problems > 0 and table.concat(round.problems, "; ") or nil
@@ -295,6 +319,8 @@ local function check(values)
     failure.words(("--every and --format %s exclude each other"):format(values.format))
   elseif values.snapshot and values.every then
     failure.words("--snapshot and --every exclude each other: what was saved does not change")
+  elseif values.dry_run and not values.act then
+    failure.words("--dry-run needs --act")
   elseif values.snapshot and values.act then
     failure.words("--snapshot and --act exclude each other: nobody is touched because of what was saved")
   end

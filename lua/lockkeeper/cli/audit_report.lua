@@ -82,6 +82,8 @@ local function advice_of(finding)
   local action = outcome.action == "cancel" and "cancelled pid %d" or "terminated pid %d"
   if outcome.result == "signalled" then
     return OUTCOMES.signalled .. action:format(outcome.pid)
+  elseif outcome.result == "dry_run" then
+    return ("--act would %s pid %d"):format(outcome.action, outcome.pid)
   end
   return OUTCOMES[outcome.result] .. (outcome.message or "") .. (outcome.hint and "; " .. outcome.hint or "")
 end

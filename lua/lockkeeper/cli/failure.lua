@@ -75,7 +75,7 @@ end
 --- For xpcall: keeps our own errors, and adds the script's lines to whatever else was raised.
 function failure.caught(err)
   local meta = getmetatable(err)
-  if meta == WORDS or meta == UNLOADED or failure.is_ours(err) then
+  if meta == WORDS or meta == UNLOADED or meta == RAISED or failure.is_ours(err) then
     return err
   end
   return setmetatable({ text = text_of(err), traceback = host.traceback(2) }, RAISED)
