@@ -1,8 +1,8 @@
 --- Descriptions: what a file defines, as values that JSON can hold.
 --
--- A description: { file, sha256, jobs, policies, faults }. A fault: { file, line, message }. A job is a
--- Job (lockkeeper.definition) without what only it itself can use: of a function it is told that there
--- is one (`true`), of bytes that are not UTF-8 a likeness.
+-- A description: { file, sha256, jobs, policies, audits, faults }; of audits their number. A fault: { file,
+-- line, message }. A job is a Job (lockkeeper.definition) without what only it itself can use: of a function
+-- it is told that there is one (`true`), of bytes that are not UTF-8 a likeness.
 local core = require "lockkeeper.core"
 local safe = require "lockkeeper.report.safe"
 
@@ -91,7 +91,7 @@ function describe.set(set, sha256)
     }
   end
   return {
-    file = set.file, sha256 = sha256, jobs = list(jobs), policies = list(policies),
+    file = set.file, sha256 = sha256, jobs = list(jobs), policies = list(policies), audits = #set.audits,
     faults = list(set.faults),
   }
 end

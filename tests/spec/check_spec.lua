@@ -244,6 +244,16 @@ lock.job("j", { run = print, using = "replica",
     assert.equal("", out)
     assert.equal("lockkeeper: no job is defined in 1 file\n", err)
   end)
+
+  it("counts the audits where they are all that a file defines", function()
+    local dir = folder { ["a.lua"] =
+      'lock.audit("one", { find = print }) lock.audit("two", { find = print })' }
+    local code, out, err = check(dir, "a.lua")
+    assert.equal(0, code)
+    assert.equal("", out)
+    assert.equal("lockkeeper: 2 audits in 1 file, without a schedule, and no job: "
+      .. "lockkeeper audit runs them\n", err)
+  end)
 end)
 
 describe("check --explain", function()

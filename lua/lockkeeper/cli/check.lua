@@ -45,6 +45,20 @@ local function show_jobs(jobs)
   io.stdout:write(text_table.format(COLUMNS, rows, host.terminal(1)))
 end
 
+-- Audits with a schedule are jobs, too.
+local function say_no_job(found)
+  local audits, files = 0, described.counted(#found.files, "file")
+  for _, description in ipairs(found.descriptions) do
+    audits = audits + (description.audits or 0)
+  end
+  if audits == 0 then
+    failure.say(("no job is defined in %s"):format(files))
+  else
+    failure.say(("%s in %s, without a schedule, and no job: lockkeeper audit runs them"):format(
+      described.counted(audits, "audit"), files))
+  end
+end
+
 function check.main(values, operands)
   local found = described.load(operands, values.config)
   if #found.faults > 0 then
@@ -55,7 +69,7 @@ function check.main(values, operands)
   elseif #found.faults == 0 and #found.jobs > 0 then
     show_jobs(found.jobs)
   elseif #found.faults == 0 then
-    failure.say(("no job is defined in %s"):format(described.counted(#found.files, "file")))
+    say_no_job(found)
   end
   return #found.faults > 0 and 2 or 0
 end
