@@ -401,6 +401,17 @@ alter table orders add b int;
     assert.same({ "ACCESS EXCLUSIVE public.orders" }, locks_of(list[10]))
   end)
 
+  it("are those of a table by the name that the file has given it", function()
+    local list = traced("create table orders_new (like orders);\nlock table orders;\n"
+      .. "alter table orders rename to orders_old;\nalter table orders_new rename to orders;\n"
+      .. "alter table orders add b int;\nalter table orders_old add b int;\n")
+    assert.same({ "ACCESS EXCLUSIVE public.orders" }, locks_of(list[3]))
+    assert.same({}, locks_of(list[4]))
+    assert.same({}, locks_of(list[5]))
+    assert.same({ "ACCESS EXCLUSIVE public.orders" }, locks_of(list[6]))
+    assert.equal(2, list[6].locks[1].since_line)
+  end)
+
   it("and savepoints of the file work", function()
     local list, code = traced("savepoint a; lock table items in share mode; rollback to savepoint a; "
       .. "lock table items in share mode; release savepoint a; select 1")

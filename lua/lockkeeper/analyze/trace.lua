@@ -16,7 +16,8 @@ local trace = {}
 ---@class TraceRelation
 ---@field oid integer
 ---@field schema? string
----@field name string
+---@field name string            before the file, or as the file has made it
+---@field called string          as its last statement has left it
 ---@field on string              "public.orders"; its oid where the name is not to be had
 ---@field kind string            "table", "index", "partitioned table", "view", …
 ---@field existed boolean        before the file, and not as a temporary one
@@ -52,7 +53,7 @@ local trace = {}
 -- Toast tables are locked with theirs. Of the system's catalogs only what keeps others from their work.
 local PROBE_SQL = [[
 SELECT l.locktype AS type, l.virtualtransaction AS transaction, l.relation AS oid, l.mode,
-       l.classid, l.objid, l.objsubid, c.relfilenode AS filenode,
+       l.classid, l.objid, l.objsubid, c.relname AS name, c.relfilenode AS filenode,
        pg_catalog.pg_stat_get_xact_numscans(l.relation) AS scans,
        pg_catalog.pg_stat_get_xact_tuples_returned(l.relation) AS read,
        pg_catalog.pg_stat_get_xact_tuples_updated(l.relation)
@@ -131,8 +132,9 @@ local function learn(run, session, oids, existed)
   end
   for _, row in ipairs(session:query(RELATIONS_SQL, core.array(oids))) do
     run.relations[row.oid] = {
-      oid = row.oid, schema = row.schema, name = row.name, on = qualified(row.schema, row.name),
-      kind = KINDS[row.kind] or row.kind, existed = existed and row.persistence ~= "t",
+      oid = row.oid, schema = row.schema, name = row.name, called = row.name,
+      on = qualified(row.schema, row.name), kind = KINDS[row.kind] or row.kind,
+      existed = existed and row.persistence ~= "t",
       rows = row.rows > 0 and math.tointeger(row.rows // 1) or nil, bytes = row.bytes,
       table_name = row.table_name and qualified(row.table_schema, row.table_name),
       partition_of = row.parent_name and qualified(row.parent_schema, row.parent_name),
@@ -200,12 +202,13 @@ local function held_already(run, entry, names, taken)
   local mode = statement.mode(entry.words)
   local tables = {} -- an index is dropped under a lock of its table
   for _, relation in ipairs(run.held) do
-    if relation.table_name and names[relation.name] and statement.stands(entry.words, 1, "DROP", "INDEX") then
+    if relation.table_name and names[relation.called]
+      and statement.stands(entry.words, 1, "DROP", "INDEX") then
       tables[relation.table_name] = true
     end
   end
   for _, relation in ipairs(mode and run.held or {}) do
-    local is_named = names[relation.name] or tables[relation.on]
+    local is_named = names[relation.called] or tables[relation.on]
     if relation.held[mode] and is_named and not (taken[relation] or {})[mode] then
       relation_lock(run, entry, relation, mode)
     end
@@ -313,6 +316,7 @@ local function probe(run, entry, names, is_undone, is_repeated)
   for _, row in ipairs(rows) do
     local relation = relation_of(run, row)
     if relation then
+      relation.called = row.name or relation.called
       if not is_held[relation] then
         is_held[relation] = true
         held[#held + 1] = relation
