@@ -13,6 +13,7 @@ local filter = require "lockkeeper.filter"
 local json = core.json
 local kill = require "lockkeeper.kill"
 local names = require "lockkeeper.names"
+local safe = require "lockkeeper.report.safe"
 local untouchable = require "lockkeeper.untouchable"
 
 local query = {}
@@ -473,7 +474,17 @@ function locks_methods:to_table()
   return rows
 end
 
---- The rows as a JSON text; keys are strings there, "1,2" where they are two int4.
+-- The texts of a row's fields, which a database of SQL_ASCII may have in any encoding, as UTF-8.
+local function make_utf8(fields)
+  for name, value in pairs(fields) do
+    if type(value) == "string" then
+      fields[name] = safe.utf8(value)
+    end
+  end
+end
+
+--- The rows as a JSON text; keys are strings there, "1,2" where they are two int4. What is no UTF-8 becomes
+--- a replacement character.
 ---@return string
 function locks_methods:to_json()
   local rows = core.array(locks_methods.to_table(self)) -- an array even if it is empty
@@ -482,6 +493,9 @@ function locks_methods:to_json()
     if key then
       row.key = type(key) == "table" and ("%d,%d"):format(key[1], key[2]) or tostring(key)
     end
+    make_utf8(row)
+    make_utf8(row.activity)
+    make_utf8(row.blocking_activity or {})
   end
   return json.encode(rows)
 end
@@ -541,13 +555,14 @@ local told = setmetatable({}, { __mode = "k" })
 
 --- Say once for a session that this role does not see all of the rows' activities, where it is so.
 ---@param session Session
----@param rows { activity: Activity }[]
+---@param rows { activity: Activity, blocking_activity?: Activity }[]
 local function tell_hidden(session, rows)
   if told[session] then
     return
   end
   for i = 1, #rows do
-    if rows[i].activity.hidden then
+    local blocking = rows[i].blocking_activity
+    if rows[i].activity.hidden or blocking and blocking.hidden then
       told[session] = true
       core.log("info", "this role may not see the state and the statements of other roles' sessions: "
         .. "GRANT pg_monitor", {}, {})

@@ -5,10 +5,17 @@
 #ifndef LOCKKEEPER_LOCKS_SNAPSHOT_SQL_H
 #define LOCKKEEPER_LOCKS_SNAPSHOT_SQL_H
 
-/* For the transaction of the statements that are sent with it. */
-#define LOOK_TIMEOUT_SQL "SELECT pg_catalog.set_config('lock_timeout', '500ms', true)"
-
 /* clang-format off */
+
+/*
+ * For the transaction of the statements that are sent with it. A server of SQL_ASCII converts
+ * nothing, but refuses to send what is no UTF-8 to whom it is to be: one session's statement in
+ * Latin 1 would hide all the others. What is shown is made UTF-8 later.
+ */
+#define LOOK_TIMEOUT_SQL                                                                           \
+    "SELECT pg_catalog.set_config('lock_timeout', '500ms', true),"                                 \
+    " CASE WHEN pg_catalog.current_setting('server_encoding') OPERATOR(pg_catalog.=) 'SQL_ASCII'"  \
+    " THEN pg_catalog.set_config('client_encoding', 'SQL_ASCII', true) END"
 
 /* Since the epoch, in microseconds: no setting changes how an integer is written. */
 #define EPOCH_US(moment)                                                                           \

@@ -441,6 +441,43 @@ describe("ls", function()
     end
   end)
 
+  it("says so, too, where it is the blocker that this role may not see (locks.md 9)", function()
+    t.psql("create role ls_blocked login")
+    local app = conninfo { user = "ls_blocked" }
+    local blocker <close> = t.connect { dbname = DATABASE }
+    blocker:query("select pg_advisory_lock(7)")
+    local child = waiting("own wait", "select pg_advisory_lock(7)", { user = "ls_blocked" })
+    local code, out, err = ls("--blocking", "-f", "application_name=own wait",
+      { env = { DATABASE_URL = app } })
+    blocker:close()
+    child:wait()
+    t.psql("drop role ls_blocked")
+    assert.equal(0, code)
+    assert.matches("EXCLUSIVE advisory 7", out)
+    assert.matches("GRANT pg_monitor", err)
+  end)
+
+  it("shows the others where one statement is no UTF-8, which SQL_ASCII lets pass", function()
+    t.psql("create database ls_ascii encoding 'SQL_ASCII' locale 'C' template template0")
+    local odd <close> = t.connect { dbname = "ls_ascii" }
+    odd:exec("set client_encoding = 'SQL_ASCII'")
+    odd:exec("begin; select pg_advisory_lock(7), 'caf\xE9'")
+    local env = { env = { DATABASE_URL = conninfo { dbname = "ls_ascii" } } }
+    local code, out, err = ls(env)
+    local _, saved = ls("--all", "--format", "json", env)
+    local looker = t.connect { dbname = "ls_ascii" }
+    local list = json.decode(lock.locks({ using = looker }):to_json())
+    local encoding = looker:one("select current_setting('client_encoding') as is").is
+    looker:close()
+    odd:close()
+    t.wait_until(function() return pcall(t.psql, "drop database ls_ascii") end, "the end of its sessions")
+    assert.equal(0, code, err)
+    assert.matches("advisory 7 .* 'caf\u{FFFD}'", out)
+    assert.matches("'caf\u{FFFD}'", saved)
+    assert.matches("'caf\u{FFFD}'", list[1].activity.query)
+    assert.equal("UTF8", encoding)
+  end)
+
   it("works through a pooler that mixes sessions", function()
     local pooler = t.start_pgbouncer()
     local out = shown { env = { DATABASE_URL = pooler:conninfo { dbname = DATABASE } } }
