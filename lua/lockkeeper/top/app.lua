@@ -204,7 +204,7 @@ local function title_of(self, columns)
   local short_place, short_at = place:gsub(" %(.-%)$", ""), at:sub(12)
   local text
   for _, form in ipairs { { place, at }, { place, short_at }, { short_place, short_at } } do
-    text = safe.line(("%s, %s: %s"):format(form[1], form[2], counts))
+    text = safe.line(("%s%s: %s"):format(form[1], form[2] ~= "" and ", " .. form[2] or "", counts))
     if width.of(text) <= columns then
       return text
     end
