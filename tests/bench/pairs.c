@@ -53,7 +53,7 @@ static const struct {
     {"nested", {"try", "+try", "+unlock", "unlock"}, 2},
     {"model", {"begin", "lock table", "commit"}, 1},
 };
-enum { MODE_COUNT = sizeof MODES / sizeof MODES[0], BATCH = 100 };
+enum { MODE_COUNT = sizeof MODES / sizeof MODES[0], BATCH = 100, BATCHES_MAX = 1000000 };
 
 static double seconds_of(clockid_t clock)
 {
@@ -125,33 +125,51 @@ static int steps_of(int mode, Step *steps)
     return count;
 }
 
+static int compare(const void *left, const void *right)
+{
+    double a = *(const double *)left;
+    double b = *(const double *)right;
+
+    return (a > b) - (a < b);
+}
+
+/* The median of batches, as windows.lua has it. */
 static void measure(PGconn *conn, const char *amount, int mode)
 {
     Step steps[5];
     int step_count = steps_of(mode, steps);
-    long most = strchr(amount, 'x') != NULL ? strtol(amount, NULL, 10) : -1;
+    int in_batch = BATCH * MODES[mode].pairs;
+    long most = strchr(amount, 'x') != NULL ? (strtol(amount, NULL, 10) + in_batch - 1) / in_batch : -1;
     double seconds = strtod(amount, NULL);
-    double start;
-    double cpu;
-    double backend;
-    long done = 0;
+    double *times = calloc(BATCHES_MAX, sizeof *times);
+    double start, last, cpu, backend, done;
+    long batches = 0;
 
+    if (times == NULL)
+        exit(1);
     prepare_all(conn);
-    start = seconds_of(CLOCK_MONOTONIC);
     cpu = seconds_of(CLOCK_PROCESS_CPUTIME_ID);
     backend = backend_seconds(conn);
+    start = last = seconds_of(CLOCK_MONOTONIC);
     do {
+        double now;
+
         for (int i = 0; i < BATCH; i++) {
             for (int j = 0; j < step_count; j++)
                 check(conn, PQexecPrepared(conn, steps[j].name, steps[j].count, steps[j].values,
                                            NULL, NULL, 0));
         }
-        done += BATCH * MODES[mode].pairs;
-    } while (most < 0 ? seconds_of(CLOCK_MONOTONIC) - start < seconds : done < most);
+        now = seconds_of(CLOCK_MONOTONIC);
+        times[batches++] = now - last;
+        last = now;
+    } while (batches < BATCHES_MAX && (most < 0 ? last - start < seconds : batches < most));
     cpu = seconds_of(CLOCK_PROCESS_CPUTIME_ID) - cpu;
     backend = backend_seconds(conn) - backend;
-    printf("%.1f %.3f %.3f\n", (double)done / (seconds_of(CLOCK_MONOTONIC) - start),
-           cpu * 1e6 / (double)done, (cpu + backend) * 1e6 / (double)done);
+    done = (double)(batches * in_batch);
+    qsort(times, (size_t)batches, sizeof *times, compare);
+    printf("%.1f %.3f %.3f\n", in_batch / times[batches / 2], cpu * 1e6 / done,
+           (cpu + backend) * 1e6 / done);
+    free(times);
 }
 
 static void once(PGconn *conn, char **command)

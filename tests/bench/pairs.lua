@@ -4,6 +4,7 @@
 --   lockkeeper run pairs.lua 0 once          lock, release: for timing a process
 local core = require "lockkeeper.core"
 local lock = require "lockkeeper"
+local windows = dofile "tests/bench/windows.lua"
 
 local amount, mode = arg[1], arg[2]
 local most, seconds = tonumber(amount:match("^(%d+)x$")), tonumber(amount)
@@ -42,14 +43,15 @@ local function backend_time()
 end
 
 local BATCH, pairs_each = 100, mode == "nested" and 2 or 1
-local done, start, cpu, backend = 0, core.monotonic(), os.clock(), backend_time()
-repeat
+local in_batch = BATCH * pairs_each
+local function batch()
   for _ = 1, BATCH do
     round()
   end
-  done = done + BATCH * pairs_each
-until most and done >= most or seconds and core.monotonic() - start >= seconds
+end
+local cpu, backend = os.clock(), backend_time()
+local batches, each = windows(core.monotonic, batch, seconds, most and math.ceil(most / in_batch))
+local done = batches * in_batch
 cpu = os.clock() - cpu
 backend = backend_time() - backend
-print(("%.1f %.3f %.3f"):format(done / (core.monotonic() - start), cpu * 1e6 / done,
-  (cpu + backend) * 1e6 / done))
+print(("%.1f %.3f %.3f"):format(in_batch / each, cpu * 1e6 / done, (cpu + backend) * 1e6 / done))

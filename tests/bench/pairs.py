@@ -90,14 +90,17 @@ def backend_time():
         return 0
 
 
-done, start, cpu, backend = 0, time.monotonic(), time.process_time(), backend_time()
-while True:
-    for _ in range(50):
+# The median of batches, as windows.lua has it.
+BATCH = 50
+times, start, cpu, backend = [], time.monotonic(), time.process_time(), backend_time()
+last = start
+while last - start < seconds:
+    for _ in range(BATCH):
         pair()
-    done += 50
-    if time.monotonic() - start >= seconds:
-        break
+    now = time.monotonic()
+    times.append(now - last)
+    last = now
 cpu = time.process_time() - cpu
 backend = backend_time() - backend
-each = 1e6 / done
-print("%.1f %.3f %.3f" % (done / (time.monotonic() - start), cpu * each, (cpu + backend) * each))
+each = 1e6 / (len(times) * BATCH)
+print("%.1f %.3f %.3f" % (BATCH / sorted(times)[len(times) // 2], cpu * each, (cpu + backend) * each))

@@ -1,5 +1,6 @@
 -- What pairs.lua does, by LuaSQL: lua5.4 pairs_luasql.lua SECONDS try|timed|once
 local luasql = require "luasql.postgres"
+local windows = dofile "tests/bench/windows.lua"
 
 local seconds, mode = tonumber(arg[1]), arg[2]
 local connection = assert(luasql.postgres():connect(os.getenv("DATABASE_URL")))
@@ -42,13 +43,15 @@ local function backend_time()
   local file <close> = io.open(("/proc/%s/schedstat"):format(pid))
   return (file and file:read("n") or 0) / 1e9
 end
-local done, start, cpu, backend = 0, now(), os.clock(), backend_time()
-repeat
-  for _ = 1, 100 do
+local BATCH = 100
+local function batch()
+  for _ = 1, BATCH do
     round()
   end
-  done = done + 100
-until now() - start >= seconds
+end
+local cpu, backend = os.clock(), backend_time()
+local batches, each = windows(now, batch, seconds)
+local done = batches * BATCH
 cpu = os.clock() - cpu
 backend = backend_time() - backend
-print(("%.1f %.3f %.3f"):format(done / (now() - start), cpu * 1e6 / done, (cpu + backend) * 1e6 / done))
+print(("%.1f %.3f %.3f"):format(BATCH / each, cpu * 1e6 / done, (cpu + backend) * 1e6 / done))
