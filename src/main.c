@@ -2,6 +2,7 @@
 #include "host/state.h"
 
 #include <errno.h>
+#include <malloc.h>
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -29,6 +30,7 @@ int main(int argc, char **argv)
     if (argc > 1 && strcmp(argv[1], "serve") == 0)
         serve_block_signals();
     atexit(check_stdout);
+    mallopt(M_ARENA_MAX, 1); /* threads only connect: room of their own costs more than it saves */
     L = state_new();
     if (L == NULL) {
         fprintf(stderr, "lockkeeper: out of memory\n");

@@ -56,7 +56,9 @@ local function installed_peers()
     installed = {}
     for _, peer in ipairs(peers) do
       if peer[2] and bench.works(peer[2]) then
-        installed[#installed + 1] = peer
+        if not bench.quick or peer.main ~= false then
+          installed[#installed + 1] = peer
+        end
       else
         bench.leave_out(("%s: %s is not installed"):format(peer[1], peer.package))
       end
@@ -138,9 +140,9 @@ end
 
 function figures.handover()
   bench.pin_server("0")
-  local costs, sizes = {}, { 10, 50, 250 }
+  local costs, sizes = {}, at_most({ 10, 50, 250 }, { 10, 50, 100 })
   for i, count in ipairs(sizes) do
-    local rounds = at_most(15, 5)
+    local rounds = at_most(15, 7)
     costs[i] = bench.compare { what = ("%d waiters for one lock, to the last, ms"):format(count),
       where = bench.cpus > 1 and "one each" or "one CPU", main = count == 50, sides = {
         { "ours", ours("handover.lua", count, rounds) },
@@ -159,8 +161,8 @@ local psql = bench.works("psql --version") and "psql"
 
 function figures.process()
   bench.pin_server("0")
-  local function times(command)
-    return ("tests/bench/times.sh %d "):format(at_most(30, 10)) .. command
+  local function times(command, count)
+    return ("tests/bench/times.sh %d "):format(count or at_most(31, 15)) .. command
   end
   local sides = {
     { "ours", times(ours("pairs.lua", 0, "once")) },
@@ -173,7 +175,7 @@ function figures.process()
     bench.leave_out("psql: postgresql-client is not installed")
   end
   for _, peer in ipairs(installed_peers()) do
-    sides[#sides + 1] = { peer[1], times(peer[3]:format(0, "once")), main = peer.main }
+    sides[#sides + 1] = { peer[1], times(peer[3]:format(0, "once"), at_most(11, 5)), main = peer.main }
   end
   bench.compare { what = "a process that locks, releases, exits, ms", where = "one CPU", sides = sides,
     main = true }
@@ -220,6 +222,18 @@ local function with_scene(locks, waiters, work)
   scene:close()
 end
 
+local function look_at_many()
+  local texts = { blocked = "lock.blocked()", rows = "lock.blocked(), with their locks",
+    graph = "lock.graph()" }
+  for _, way in ipairs { "blocked", "rows", "graph" } do
+    bench.compare { what = texts[way] .. ", 12000 locks, 1000 waiters, ms", where = "one CPU", rounds = 3,
+      sides = {
+        { "ours", ours("query.lua", way) },
+        { "bare libpq, reading pg_locks", limit("query", "read") },
+      } }
+  end
+end
+
 function figures.look()
   bench.pin_server("0")
   local sizes, costs = { 1000, 12000 }, {}
@@ -233,6 +247,9 @@ function figures.look()
         { "ours", ours("query.lua", "locks") },
         { "bare libpq, reading pg_locks", limit("query", "read"), want = want and "< 1.5" or nil },
       } }
+      if not main and bench.quick then
+        return
+      end
       bench.compare { what = what("lock.locks(), a field of each"), where = "one CPU", sides = {
         { "ours", ours("query.lua", "read") },
         { "bare libpq, reading pg_locks", limit("query", "read") },
@@ -250,28 +267,19 @@ function figures.look()
         { "bare libpq, reading pg_locks", limit("query", "read") },
       } }
       if bench.works(psql .. " --version") then
-        local times = "tests/bench/times.sh 3 "
+        local times = "tests/bench/times.sh 5 "
         bench.compare { what = what("lockkeeper tree"), where = "one CPU", sides = {
           { "ours", times .. bench.build .. "/lockkeeper tree" },
-          { "psql, reading pg_locks", times .. psql .. " -Xqc 'SELECT * FROM pg_locks' "
-        .. quote(bench.url) },
+          { "psql, reading pg_locks", ("%s%s -Xqc 'SELECT * FROM pg_locks' %s")
+            :format(times, psql, quote(bench.url)) },
         } }
       end
     end)
   end
   bench.growth("lock.locks() of N locks, ms", sizes, costs, "< 1.1")
-  local waiters = at_most(1000, 300)
-  with_scene(12000, waiters, function()
-    local texts = { blocked = "lock.blocked()", rows = "lock.blocked(), with their locks",
-      graph = "lock.graph()" }
-    for _, way in ipairs { "blocked", "rows", "graph" } do
-        bench.compare { what = ("%s, 12000 locks, %d waiters, ms"):format(texts[way], waiters),
-        where = "one CPU", rounds = 3, sides = {
-          { "ours", ours("query.lua", way) },
-          { "bare libpq, reading pg_locks", limit("query", "read") },
-        } }
-    end
-  end)
+  if not bench.quick then
+    with_scene(12000, 1000, look_at_many)
+  end
   bench.pin_server("all")
   sizes, costs = { 10, 100, 1000 }, {}
   for i, count in ipairs(sizes) do
@@ -342,7 +350,7 @@ local function serve(...)
 end
 
 function figures.runner()
-  local seconds = at_most(15, 6)
+  local seconds = at_most(15, 5)
   local warm = serve("lag", 4, seconds)
   bench.figure("due to first line, warm, ms", { warm[1] }, { want = "< 20", main = true })
   bench.figure("memory of a warm worker, MB", { warm[2] })
@@ -355,9 +363,9 @@ function figures.runner()
 end
 
 function figures.memory()
-  local sizes, costs, searches = at_most({ 1000, 10000, 100000 }, { 100, 1000, 10000 }), {}, {}
+  local sizes, costs, searches = at_most({ 1000, 10000, 100000 }, { 1000, 10000 }), {}, {}
   for i, count in ipairs(sizes) do
-    local numbers = serve("idle", count, at_most(10, 3))
+    local numbers = serve("idle", count, at_most(10, 2))
     local function what(text)
       return ("%s, %d jobs"):format(text, count)
     end
@@ -394,7 +402,7 @@ function figures.instructions()
   if not bench.works("valgrind --version") then
     return bench.leave_out("instructions: valgrind is not installed")
   end
-  for _, mode in ipairs { "try", "timed", "deferred" } do
+  for _, mode in ipairs(at_most({ "try", "timed", "deferred" }, { "try" })) do
     local libpq = mode == "deferred" and "try" or mode
     local function lua(amount) return ours("pairs.lua", amount, mode) end
     local function c(amount) return limit("pairs", amount, libpq) end
