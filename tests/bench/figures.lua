@@ -349,17 +349,43 @@ local function serve(...)
   return bench.numbers(table.concat(words, " "))
 end
 
+-- A second, on as many connections as there are workers; nil without pgbench.
+local function bare_runs(count)
+  local pgbench = os.getenv("BENCH_BINDIR") .. "/pgbench"
+  if not bench.works(pgbench .. " --version") then
+    return nil
+  end
+  sql("create sequence if not exists bench_runs")
+  sql("truncate lockkeeper.run, lockkeeper.fence")
+  sql("select setval('bench_runs', 1, false)")
+  sql(([[insert into lockkeeper.run (id, job, origin, slot, state)
+    select i, 'bare:' || i, 'start', now(), 'due' from generate_series(1, %d) i]]):format(count))
+  local text = bench.output(("%s -n -M prepared -c 4 -t %d -f tests/bench/runs.sql %s 2>&1")
+    :format(pgbench, count // 4, quote(bench.url)))
+  sql("truncate lockkeeper.run, lockkeeper.fence")
+  return tonumber(text:match("tps = ([%d.]+)"))
+end
+
 function figures.runner()
   local seconds = at_most(15, 5)
   local warm = serve("lag", 4, seconds)
   bench.figure("due to first line, warm, ms", { warm[1] }, { want = "< 20", main = true })
   bench.figure("memory of a warm worker, MB", { warm[2] })
   bench.figure("due to first line, a process each, ms", { serve("lag", 0, seconds)[1] }, { want = "< 60" })
-  local runs = {}
-  for i = 1, at_most(3, 1) do
-    runs[i] = serve("runs", at_most(3000, 1000))[1]
+  local runs, limits, ratios = {}, {}, {}
+  for i = 1, at_most(5, 1) do
+    local count = at_most(3000, 1000)
+    runs[i] = serve("runs", count)[1]
+    limits[i] = bare_runs(count)
+    ratios[i] = limits[i] and runs[i] / limits[i]
   end
   bench.figure("runs of an empty job, warm, /s", runs, { want = "> 500", main = true })
+  if limits[1] then
+    bench.row { what = "runs of an empty job, warm, /s", where = "both", ours = bench.spread(runs),
+      beside = "bare, the same writes and locks", its = bench.spread(limits), values = ratios, main = true }
+  else
+    bench.leave_out("the limit of runs: pgbench is not installed")
+  end
 end
 
 function figures.memory()

@@ -86,7 +86,10 @@ end
 LUA
     serve "$work/lag.lua" --workers 4 --warm "$1"
     sleep "$2"
-    worker=$(descendants "$pid" | xargs -r pgrep -f ' work ' -P | head -n 1 || true)
+    worker=
+    for child in $(descendants "$pid"); do
+      ! tr '\0' ' ' <"/proc/$child/cmdline" | grep -q ' work ' || worker=$child
+    done
     sed -n 's/^.*msg=\([0-9.]*\) .*$/\1/p' "$work/serve.log" | tail -n +7 | median
     if [ -n "$worker" ]; then megabytes "$worker" VmRSS; else echo 0; fi
     ;;
