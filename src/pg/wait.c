@@ -425,16 +425,11 @@ static void fiber_main(void)
 
 /* ---- stacks ---------------------------------------------------------------------------------- */
 
-/* To map and unmap one costs more than a short task does. Under the sanitizer none is used again, so
- * that it finds what points to one whose fiber has ended. */
-#ifdef __SANITIZE_ADDRESS__
-enum { STACKS_KEPT = 0 };
-#else
+/* To map and unmap one costs more than a short task does. */
 enum { STACKS_KEPT = 64 };
-#endif
 
-static char *kept_stacks[STACKS_KEPT + 1];
-static int kept_count;
+static char *kept_stacks[STACKS_KEPT];
+static unsigned kept_count;
 
 static char *stack_new(void)
 {
@@ -453,7 +448,13 @@ static char *stack_new(void)
 
 static void stack_free(char *stack)
 {
-    if (kept_count < STACKS_KEPT)
+#ifdef __SANITIZE_ADDRESS__
+    bool keep = false; /* it is to find what points to one whose fiber has ended */
+#else
+    bool keep = kept_count < STACKS_KEPT;
+#endif
+
+    if (keep)
         kept_stacks[kept_count++] = stack;
     else
         munmap(stack, FIBER_STACK_SIZE);
@@ -464,25 +465,23 @@ static void stack_free(char *stack)
 bool fiber_start(Fiber **fiber, void (*run)(void *), void *argument, Error *err)
 {
     Fiber *made = calloc(1, sizeof *made);
-    char *stack;
 
     if (made == NULL)
         return error_set(err, ERROR_USAGE, "out of memory");
-    stack = stack_new();
-    if (stack == NULL) {
+    made->stack = stack_new();
+    if (made->stack == NULL) {
         free(made);
         return error_set(err, ERROR_USAGE, "no memory for a task's stack: %s", strerror(errno));
     }
-    made->stack = stack;
     made->run = run;
     made->argument = argument;
     made->state = FIBER_RUNNABLE;
 #ifdef __SANITIZE_ADDRESS__
-    made->stack_bottom = stack;
+    made->stack_bottom = made->stack;
     made->stack_size = FIBER_STACK_SIZE;
 #endif
     getcontext(&made->context);
-    made->context.uc_stack.ss_sp = stack;
+    made->context.uc_stack.ss_sp = made->stack;
     made->context.uc_stack.ss_size = FIBER_STACK_SIZE;
     made->context.uc_link = NULL;
     makecontext(&made->context, fiber_main, 0);
