@@ -785,14 +785,15 @@ static int core_store_requests(lua_State *L)
     return 1;
 }
 
-/* store_look(session): the runs that were changed */
+/* store_look(session, own): the runs that were changed; `own`: a run to be left alone, or nil */
 static int core_store_look(lua_State *L)
 {
     Session *session = bind_session_check(L, 1);
+    int64_t own = luaL_optinteger(L, 2, 0);
     StoreRuns *runs = runs_push(L);
     Error err;
 
-    if (!store_look(session, runs, &err))
+    if (!store_look(session, &own, own == 0 ? 0 : 1, runs, &err))
         return args_raise(L, &err);
     push_runs(L, runs);
     return 1;

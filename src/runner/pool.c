@@ -34,6 +34,7 @@ typedef struct {
     bool from_finish;   /* the job's next slot is counted from its end */
     const char *cancel; /* NULL: not to be cancelled; else why */
     bool told;          /* the process was told so */
+    bool left;          /* to whoever looks for runs that were lost */
     int64_t kill_us;
     char slot_text[SLOT_TEXT_SIZE], id_text[TEXT_INTEGER_SIZE], fence_text[TEXT_INTEGER_SIZE];
     LogField fields[5];
@@ -238,6 +239,7 @@ static void log_unbegun(const Run *run, int claims, const char *error)
  */
 static void end_lost(Worker *worker)
 {
+    worker->run->left = true;
     give_back(worker, false);
     bell_ring(worker->pool->spec.lost);
 }
@@ -631,6 +633,19 @@ bool pool_has(const Pool *pool, const char *job)
             return true;
     }
     return false;
+}
+
+int pool_own_runs(const Pool *pool, int64_t *runs)
+{
+    int count = 0;
+
+    for (int i = 0; i < pool->count; i++) {
+        const Run *run = pool->workers[i].run;
+
+        if (run != NULL && !run->left)
+            runs[count++] = run->id;
+    }
+    return count;
 }
 
 void pool_cancel(Pool *pool, int64_t run, const char *reason)

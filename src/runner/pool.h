@@ -41,6 +41,12 @@ bool pool_assign(Pool *pool, const StoreRun *run, const Job *job, const char *ru
 /* Is a run of the job at work? */
 bool pool_has(const Pool *pool, const char *job);
 
+/*
+ * The runs whose end is written here, or by their processes: what is at work, but for those whose
+ * session was lost. `runs` has room for one a worker. Returns how many they are.
+ */
+int pool_own_runs(const Pool *pool, int64_t *runs);
+
 /* End a run as cancelled, for a reason ("cancelled", "replaced"); 0: all of them. */
 void pool_cancel(Pool *pool, int64_t run, const char *reason);
 

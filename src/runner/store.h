@@ -328,9 +328,10 @@ bool store_requests(Session *session, const StoreRunner *runner, StoreRuns *runs
  * Look for runs whose runner is gone: running ones become `lost` (and are tried again, where their
  * policy says so), claimed ones `due` again (`cancelled`, if they were to be). Rows of runners that
  * are gone are removed. Every 10 s.
+ *   own   runs that are left alone: their own runner is about to end them
  *   runs  out: what was changed, with the new states
  */
-bool store_look(Session *session, StoreRuns *runs, Error *err);
+bool store_look(Session *session, const int64_t *own, int own_count, StoreRuns *runs, Error *err);
 
 /*
  * Run a job now. *run: the new row, `due`, or `skipped` with a reason. An unknown job, and one that

@@ -431,6 +431,8 @@ bool store_terminate(Session *session, int64_t run, bool *gone, Error *err)
  * was seen is left alone: `seen` keeps what was seen. Rows that somebody is just changing are
  * skipped. What was decided to be skipped for an instant that lies ahead was decided when the clock
  * was wrong: it is forgotten, and will be due.
+ *
+ * $1 runs to be left alone
  */
 #define HOLDS(classid, objid)                                                                      \
     "EXISTS (SELECT FROM held h WHERE h.classid = " classid " AND h.objid = " objid ")"
@@ -442,7 +444,7 @@ static const char LOOK_SQL[] =
     "     AND l.database = (SELECT d.oid FROM pg_database d WHERE d.datname = current_database())"
     "), seen AS MATERIALIZED ("
     "  SELECT r.id, r.runner, r.state FROM lockkeeper.run r"
-    "   WHERE r.state IN ('claimed', 'running')"
+    "   WHERE r.state IN ('claimed', 'running') AND r.id <> ALL ($1)"
     "     AND NOT " HOLDS(RUN_CLASSID, OBJID("r.id"))
     "     AND (r.state = 'running' OR NOT EXISTS (SELECT FROM lockkeeper.runner n"
     "            WHERE n.uuid = r.runner AND " HOLDS(RUNNER_CLASSID, OBJID("n.lock")) "))"
@@ -481,11 +483,25 @@ static const char LOOK_SQL[] =
     "   FROM back b";
 enum { LOOK_REFUSED = 9 };
 
-bool store_look(Session *session, StoreRuns *runs, Error *err)
+bool store_look(Session *session, const int64_t *own, int own_count, StoreRuns *runs, Error *err)
 {
-    Statement statement = {.sql = LOOK_SQL, .constant = true};
-    PGresult *result = transact(session, &statement, TRANSACT_WRITE, WAIT_NORMAL, err);
+    PQExpBufferData array;
+    PGresult *result = NULL;
+    Statement statement = {
+        .sql = LOOK_SQL,
+        .count = 1,
+        .types = (Oid[]){TYPE_INT8_ARRAY},
+        .constant = true,
+    };
 
+    array_begin(&array);
+    for (int i = 0; i < own_count; i++)
+        array_integer(&array, own[i]);
+    array_end(&array);
+    statement.values = (const char *[]){array.data};
+    if (arrays_are_whole(&array, 1, err))
+        result = transact(session, &statement, TRANSACT_WRITE, WAIT_NORMAL, err);
+    termPQExpBuffer(&array);
     *runs = (StoreRuns){0};
     if (result == NULL || !runs_read(runs, result, NULL, err))
         return false;

@@ -722,11 +722,16 @@ static void note_found(const Supervisor *s, const StoreRun *run)
         metrics_ended(s->metrics, run->job, run->state, -1, -1);
 }
 
+/* A process that has ended frees its run's liveness lock before its end is written here. */
 static bool look(Supervisor *s, Session *session, Error *err)
 {
     StoreRuns runs = {0};
+    int64_t *own = calloc((size_t)s->options.workers, sizeof *own);
+    bool ok = own != NULL ? store_look(session, own, pool_own_runs(s->pool, own), &runs, err)
+                          : error_set(err, ERROR_SQL, "out of memory");
 
-    if (!store_look(session, &runs, err))
+    free(own);
+    if (!ok)
         return false;
     for (int i = 0; i < runs.count; i++)
         note_found(s, &runs.runs[i]);

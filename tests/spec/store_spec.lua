@@ -960,6 +960,22 @@ describe("runner.md 22: the look-out", function()
     assert.equal("lost", states("y"))
   end)
 
+  it("leaves a run alone whose own supervisor is about to end it", function()
+    record({ "x" })
+    local a = host("a")
+    local run = claim_one(a, "x")
+    local db = worker(run)
+    step(a, run, nil, db)
+    local pid = db.pid
+    db:close()
+    t.wait_until(function()
+      return admin:value("SELECT count(*) FROM pg_locks WHERE pid = $1", pid) == 0
+    end, "its session's end")
+    assert.same({}, core.store_look(a.db, run))
+    assert.equal("running", states("x"))
+    assert.equal(1, #core.store_look(a.db))
+  end)
+
   it("gives a claimed run back when its liveness lock and its supervisor's are both free", function()
     local a, b = host("a"), host("b")
     local run = claim_one(a, "x")
