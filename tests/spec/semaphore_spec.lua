@@ -474,7 +474,7 @@ describe("semaphore", function()
       lock.semaphore("x", 2, { using = "semaphore-using" }, function(held)
         assert.same({ [held.slot] = { named.pid } }, taken("x", 2))
       end)
-      usage("no session named", lock.semaphore, "x", 2, { using = "nowhere" })
+      usage("no session named", lock.semaphore, "x", 2, { using = "semaphore-nowhere" })
     end)
 
     it("makes the slots' keys by any scheme", function()

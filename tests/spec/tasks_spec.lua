@@ -289,14 +289,14 @@ describe("a session's name in a task", function()
   end)
 
   it("that can't be opened raises connection, and the other tasks end", function()
-    lock.database("nowhere", "host=/nonexistent")
+    lock.database("tasks-nowhere", "host=/nonexistent")
     local other
     local err = raised(lock.tasks, function(spawn)
       spawn(function()
         local _, sleep_error = pcall(lock.sleep, "10s")
         other = sleep_error.kind
       end)
-      spawn(function() lock.advisory("x", { using = "nowhere" }) end)
+      spawn(function() lock.advisory("x", { using = "tasks-nowhere" }) end)
     end)
     assert.equal("connection", err.kind)
     assert.equal("cancelled", other)

@@ -60,8 +60,8 @@ describe("lockkeeper run, of a script that defines jobs,", function()
     local _, err = ends(75, 'lock.job("a", { run = function() end })')
     assert.matches("reason=busy", err, 1, true)
     ends(69, [[
-      lock.database("nowhere", "host=/nonexistent")
-      lock.job("b", { using = "nowhere", run = function() end })
+      lock.database("worker-nowhere", "host=/nonexistent")
+      lock.job("b", { using = "worker-nowhere", run = function() end })
     ]])
   end)
 
