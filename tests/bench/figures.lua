@@ -100,11 +100,12 @@ function figures.pairs()
       bench.compare { what = name, where = where, sides = list, main = true,
         cpu = mode == "try" and "try and release, µs of our CPU a pair" or nil, cpu_want = "< 2",
         total = where == "one CPU" and mode .. " and release, µs of CPU a pair, client and server" or nil,
-        rounds = at_most(9, 4) }
+        rounds = at_most(9, 3) }
     end
     bench.compare { what = "release deferred, pairs/s", where = where, main = where == "one each",
       sides = sides("deferred", "try", where == "one each" and "> 1.8" or nil) }
-    for _, mode in ipairs { "shared", "xact", "nested", "model" } do
+    local others = (where == "one CPU" or not bench.quick) and { "shared", "xact", "nested", "model" } or {}
+    for _, mode in ipairs(others) do
       local texts = { shared = "shared", xact = "transaction-level, a transaction each",
         nested = "one inside another", model = "model in a transaction" }
       bench.compare { what = texts[mode] .. ", /s", where = where, sides = sides(mode) }
@@ -162,7 +163,7 @@ local psql = bench.works("psql --version") and "psql"
 function figures.process()
   bench.pin_server("0")
   local function times(command, count)
-    return ("tests/bench/times.sh %d "):format(count or at_most(31, 15)) .. command
+    return ("tests/bench/times.sh %d "):format(count or at_most(31, 11)) .. command
   end
   local sides = {
     { "ours", times(ours("pairs.lua", 0, "once")) },
@@ -175,7 +176,7 @@ function figures.process()
     bench.leave_out("psql: postgresql-client is not installed")
   end
   for _, peer in ipairs(installed_peers()) do
-    sides[#sides + 1] = { peer[1], times(peer[3]:format(0, "once"), at_most(11, 5)), main = peer.main }
+    sides[#sides + 1] = { peer[1], times(peer[3]:format(0, "once"), at_most(11, 3)), main = peer.main }
   end
   bench.compare { what = "a process that locks, releases, exits, ms", where = "one CPU", sides = sides,
     main = true }
@@ -236,7 +237,7 @@ end
 
 function figures.look()
   bench.pin_server("0")
-  local sizes, costs = { 1000, 12000 }, {}
+  local sizes, costs, few = { 1000, 12000 }, {}, at_most(nil, 2)
   for i, locks in ipairs(sizes) do
     with_scene(locks, 50, function()
       local function what(text)
@@ -250,7 +251,7 @@ function figures.look()
       if not main and bench.quick then
         return
       end
-      bench.compare { what = what("lock.locks(), a field of each"), where = "one CPU", sides = {
+      bench.compare { what = what("lock.locks(), a field of each"), where = "one CPU", rounds = few, sides = {
         { "ours", ours("query.lua", "read") },
         { "bare libpq, reading pg_locks", limit("query", "read") },
       } }
@@ -258,17 +259,18 @@ function figures.look()
         { "ours", ours("query.lua", "blocked") },
         { "a round trip", limit("query", "trip"), difference = true, want = want and "< 1" or nil },
       } }
-      bench.compare { what = what("lock.blocked(), with their locks"), where = "one CPU", sides = {
-        { "ours", ours("query.lua", "rows") },
-        { "bare libpq, reading pg_locks", limit("query", "read") },
-      } }
-      bench.compare { what = what("lock.graph()"), where = "one CPU", sides = {
+      bench.compare { what = what("lock.blocked(), with their locks"), where = "one CPU", rounds = few,
+        sides = {
+          { "ours", ours("query.lua", "rows") },
+          { "bare libpq, reading pg_locks", limit("query", "read") },
+        } }
+      bench.compare { what = what("lock.graph()"), where = "one CPU", rounds = few, sides = {
         { "ours", ours("query.lua", "graph") },
         { "bare libpq, reading pg_locks", limit("query", "read") },
       } }
       if bench.works(psql .. " --version") then
         local times = "tests/bench/times.sh 5 "
-        bench.compare { what = what("lockkeeper tree"), where = "one CPU", sides = {
+        bench.compare { what = what("lockkeeper tree"), where = "one CPU", rounds = few, sides = {
           { "ours", times .. bench.build .. "/lockkeeper tree" },
           { "psql, reading pg_locks", ("%s%s -Xqc 'SELECT * FROM pg_locks' %s")
             :format(times, psql, quote(bench.url)) },
@@ -291,7 +293,7 @@ end
 
 function figures.filter()
   bench.pin_server("0")
-  local sizes = { 100, 1000, 10000 }
+  local sizes = at_most({ 1000, 3000, 10000 }, { 1000, 10000 })
   for _, how in ipairs { "fields", "expression", "function" } do
     local costs = {}
     for i, count in ipairs(sizes) do
@@ -330,7 +332,7 @@ end
 function figures.claims()
   for _, hosts in ipairs { 1, 4, 16 } do
     local claims, bare, ratios = {}, {}, {}
-    for round = 1, at_most(5, 3) do
+    for round = 1, at_most(5, 2) do
       local numbers = bench.numbers(ours("claims.lua", hosts, 1000, at_most(3, 1)))
       claims[round], bare[round] = numbers[1], numbers[2]
       ratios[round] = numbers[1] / numbers[2]
