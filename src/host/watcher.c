@@ -72,14 +72,31 @@ static void raise_stop(lua_State *L, lua_Debug *frame)
     args_raise(L, &err);
 }
 
-static bool has_hung_up(void)
+/* Does any of the sessions have one of these events within the time? */
+static bool has_event(short events, int ms)
 {
     struct pollfd fds[WATCHED_MAX];
     nfds_t count = (nfds_t)watch.count;
 
     for (nfds_t i = 0; i < count; i++)
-        fds[i] = (struct pollfd){.fd = watch.sockets[i], .events = POLLRDHUP};
-    return poll(fds, count, 0) > 0;
+        fds[i] = (struct pollfd){.fd = watch.sockets[i], .events = events};
+    return poll(fds, count, ms) > 0;
+}
+
+static bool has_hung_up(void)
+{
+    return has_event(POLLRDHUP, 0);
+}
+
+/*
+ * A session that is terminated tells of it first, then gives its locks back, and hangs up last: where
+ * something was told, a hang-up is waited for.
+ */
+static bool is_hanging_up(void)
+{
+    enum { LAST_WORDS_MS = 100 };
+
+    return has_hung_up() || (has_event(POLLIN, 0) && has_event(POLLRDHUP, LAST_WORDS_MS));
 }
 
 static void stop(WaitStop why)
@@ -152,7 +169,7 @@ static void on_continue(int signo)
     int saved = errno;
 
     (void)signo;
-    if (watch.on && has_hung_up()) {
+    if (watch.on && is_hanging_up()) {
         process_kill_strays();
         passfile_remove_all();
         (void)!write(2, WORDS, sizeof WORDS - 1);
