@@ -211,33 +211,23 @@ end
 ---------------------------------------------------------------------------------------------------
 -- HTML
 
-local PAGE = [[
-<!DOCTYPE html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta http-equiv="Content-Security-Policy" content="default-src 'none'; style-src 'unsafe-inline'">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<title>%s</title>
-<style>
+local PAGE_STYLE = [[
 body { margin: 24px auto; max-width: 1100px; padding: 0 12px; color: #1e293b; background: #fff;
   font: 14px/1.45 system-ui, "Segoe UI", "DejaVu Sans", Helvetica, Arial, sans-serif }
 h1 { font-size: 20px; margin: 0 0 4px } .quiet { color: #64748b; margin: 4px 0 }
-table { border-collapse: collapse; width: 100%%; margin-top: 16px }
+table { border-collapse: collapse; width: 100%; margin-top: 16px }
 th { text-align: left; font-size: 11px; color: #64748b; letter-spacing: .04em }
 th, td { padding: 6px 10px 6px 0; border-bottom: 1px solid #e2e8f0; vertical-align: top }
 .badge { border-radius: 4px; padding: 1px 6px; font-size: 12px; color: #fff; background: #64748b }
 .critical .badge { background: #b91c1c } .warning .badge { background: #b45309 }
 .failed .badge { background: #7e22ce }
 .number { white-space: nowrap } .advice { color: #475569 }
-</style>
-</head>
-<body>
+]]
+
+local BODY = [[
 <h1>Audit of locks</h1>
 <p class="quiet">%s</p>
-%s</body>
-</html>
-]]
+%s]]
 
 local HTML_ROW = '<tr class="%s"><td><span class="badge">%s</span></td><td title="%s">%s</td>'
   .. '<td class="number">%s</td><td>%s<div class="advice">%s</div></td></tr>\n'
@@ -264,8 +254,8 @@ local function print_html(outcomes, findings, how)
     body = "<table>\n<tr><th>SEVERITY</th><th>AUDIT</th><th>FOR</th><th>FINDING</th></tr>\n"
       .. table.concat(rows) .. "</table>\n"
   end
-  local heading = markup.line(title(outcomes, findings, how))
-  io.stdout:write(PAGE:format(heading, heading, body))
+  local heading = title(outcomes, findings, how)
+  io.stdout:write(markup.page(heading, PAGE_STYLE, BODY:format(markup.line(heading), body)))
 end
 
 ---------------------------------------------------------------------------------------------------

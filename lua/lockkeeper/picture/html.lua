@@ -23,22 +23,6 @@ pre { margin: 4px 0 0; white-space: pre-wrap; overflow-wrap: anywhere; max-heigh
 @media print { pre { max-height: none } }
 ]]
 
-local POLICY = "default-src 'none'; style-src 'unsafe-inline'"
-
-local HEAD = [[
-<!DOCTYPE html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta http-equiv="Content-Security-Policy" content="%s">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<title>%s</title>
-<style>
-%s</style>
-</head>
-<body>
-]]
-
 local function cell(text, class)
   return ("<td%s>%s</td>"):format(class and (' class="%s"'):format(class) or "", markup.line(text or ""))
 end
@@ -88,7 +72,6 @@ return function(graph, title, unfolded)
   title = title or "Who waits for whom"
   local sessions = graph:sessions()
   local parts = {
-    HEAD:format(POLICY, markup.line(title), STYLE),
     "<h1>Who waits for whom</h1>\n",
     ('<p class="quiet">%s</p>\n'):format(markup.line(title)),
     ('<p class="quiet">Seen at %s</p>\n'):format(field.instant(graph.taken_at)),
@@ -110,6 +93,5 @@ return function(graph, title, unfolded)
     end
     parts[#parts + 1] = "</table>\n"
   end
-  parts[#parts + 1] = "</body>\n</html>\n"
-  return table.concat(parts)
+  return markup.page(title, STYLE, table.concat(parts))
 end

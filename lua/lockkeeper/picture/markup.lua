@@ -25,4 +25,31 @@ function markup.block(text)
   return escape(safe.block(text))
 end
 
+local POLICY = "default-src 'none'; style-src 'unsafe-inline'"
+
+local PAGE = [[
+<!DOCTYPE html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta http-equiv="Content-Security-Policy" content="%s">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<title>%s</title>
+<style>
+%s</style>
+</head>
+<body>
+%s</body>
+</html>
+]]
+
+--- A page that needs nothing else, and in which nothing runs.
+---@param title string
+---@param style string  CSS
+---@param body string   HTML
+---@return string
+function markup.page(title, style, body)
+  return PAGE:format(POLICY, markup.line(title), style, body)
+end
+
 return markup
