@@ -88,12 +88,7 @@ local function raise_unloaded(path, err)
 end
 
 local function load_file(path)
-  local file, reason = io.open(path, "rb")
-  if not file then
-    failure.unloaded("cannot open " .. reason)
-  end
-  script.check_trust(file, path)
-  local chunk = script.load(file, path, "@" .. path)
+  local chunk = script.load(script.open(path), path, "@" .. path)
   local earlier = core.forbid(files.FORBIDDEN)
   definition.begin(path)
   local ok, err = bounded(LOAD_MAX, chunk)

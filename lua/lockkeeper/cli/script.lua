@@ -39,4 +39,16 @@ function script.check_trust(file, name, folder)
   end
 end
 
+--- Open a file that jobs or audits are defined in; raises where it can't be, or others may have written it.
+---@param path string
+---@return file*
+function script.open(path)
+  local file, reason = io.open(path, "rb")
+  if not file then
+    failure.unloaded("cannot open " .. reason)
+  end
+  script.check_trust(file, path)
+  return file
+end
+
 return script

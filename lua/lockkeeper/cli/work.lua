@@ -43,18 +43,9 @@ local function settle(settings)
   end
 end
 
-local function read_text(path)
-  local file, reason = io.open(path, "rb")
-  if not file then
-    failure.unloaded("cannot open " .. reason)
-  end
-  script.check_trust(file, path)
-  return script.read(file, path)
-end
-
 -- The Set of a file, which must be the one that was described. `text`: what it was before it was broken.
 local function load_file(path, sha256, text)
-  text = text or read_text(path)
+  text = text or script.read(script.open(path), path)
   if host.sha256(text) ~= sha256 then
     failure.unloaded(path .. " has changed since it was described: it is not run before it is read anew")
   end
