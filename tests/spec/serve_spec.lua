@@ -199,6 +199,23 @@ describe("lockkeeper serve", function()
     assert.is_nil(child:code())
   end)
 
+  it("names the locks of its runs, and goes on where that is refused", function()
+    local file = jobs([[
+      lock.job("a", { schedule = "@start", guards = { lock.guard.advisory("named") }, run = function() end })
+    ]])
+    serve(file)
+    t.wait_until(function()
+      return value("select string_agg(name, ' ' order by name) from lockkeeper.lock_name") == "job:a named"
+    end, "the names")
+    await_runs("a", "state = 'succeeded'")
+    db:exec("truncate lockkeeper.lock_name")
+    db:exec("alter table lockkeeper.lock_name add constraint refused check (name <> 'named')")
+    finally(function() db:exec("alter table lockkeeper.lock_name drop constraint refused") end)
+    local child = serve(file, "--log-level", "debug")
+    await_text(child, "names of locks: ")
+    await_runs("a", "state = 'succeeded'", 2)
+  end)
+
   it("runner.md 3: from = \"finish\" counts from the end of the last run", function()
     serve(jobs([[
       lock.job("a", { every = { "1s", from = "finish" }, run = function() lock.sleep(0.2) end })
