@@ -35,8 +35,10 @@ static const char WHO_SQL[] = "SELECT pg_catalog.pg_backend_pid(),"
 /* clang-format on */
 static const char SETTINGS_SQL[] = SETTINGS;
 
-/* DISCARD ALL, but for the statements that we have prepared and their plans; the last says whether others
- * are there. */
+/*
+ * DISCARD ALL, but for the statements that we have prepared and their plans; the last says whether
+ * others are there.
+ */
 static const char *const RENEW_SQL[] = {
     "CLOSE ALL",
     "SET SESSION AUTHORIZATION DEFAULT",

@@ -59,7 +59,8 @@ typedef struct {
 
 /*
  * The statement's place, made where there is none; *seen_before tells which (true of all that are
- * to be prepared at once). NULL where it is not to be kept (unprepared, too long, out of memory). Valid until the next call.
+ * to be prepared at once). NULL where it is not to be kept (unprepared, too long, out of memory).
+ * Valid until the next call.
  */
 CachedStatement *statement_cache_find(StatementCache *cache, const Statement *statement,
                                       bool *seen_before);

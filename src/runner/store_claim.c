@@ -10,8 +10,9 @@
  * $1 runner, $2 its host, $3 free workers, $4 to $9: the columns of `asked`.
  *
  * Rows that are there already, which in a contest are most, cost one look into the index (OFFSET 0
- * keeps the planner from joining instead: it takes the list for a short one). The rest is inserted in order, so that hosts wait for each other in one direction only. Rows with number 0
- * were refused, although nothing was seen that forbids them: another host has inserted the same
+ * keeps the planner from joining instead: it takes the list for a short one). The rest is inserted
+ * in order, so that hosts wait for each other in one direction only. Rows with number 0 were
+ * refused, although nothing was seen that forbids them: another host has inserted the same
  * meanwhile, or has queued another run of the job.
  */
 static const char CLAIM_SQL[] =

@@ -4,9 +4,9 @@
  * The session may be anybody's: a job's own, with settings of its owner's. So the transaction is
  * READ COMMITTED, finds nothing but pg_catalog's functions, types and operators by an unqualified
  * name (which is why the statements of this floor qualify only tables), has synchronous_commit at
- * least on (but for TRANSACT_HELP), is planned by the indexes, however small the tables were when it was first planned, has
- * the session's own role again where somebody has SET another, and its waits for locks have an end,
- * but no sooner than after 10 s.
+ * least on (but for TRANSACT_HELP), is planned by the indexes, however small the tables were when
+ * it was first planned, has the session's own role again where somebody has SET another, and its
+ * waits for locks have an end, but no sooner than after 10 s.
  */
 #ifndef LOCKKEEPER_RUNNER_TRANSACT_H
 #define LOCKKEEPER_RUNNER_TRANSACT_H
